@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bar is, and the bar block: one event time of S symbols, columnar, with a status for each symbol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+BAR_FIELDS = ('open', 'high', 'low', 'close', 'volume', 'amount')
+"""Rows of `BarBlock.values`: prices in CNY (or the instrument's currency), volume in shares, amount in CNY."""
+
+OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(len(BAR_FIELDS))
+
+
+class BarStatus(IntEnum):
+    """Why a symbol has, or has not, a usable row at an event time (uint8 on the wire)."""
+
+    NO_BAR = 0
+    """Nothing arrived for this symbol."""
+    VALID = 1
+    """A clean row."""
+    SUSPENDED = 2
+    """The source says that trading was suspended."""
+    REJECTED = 3
+    """A row arrived and cleaning refused it."""
+    WARMING = 4
+    """A clean row, but some feature has not seen enough bars yet (frames only)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BarBlock:
+    """One event time of S symbols.
+
+    Attributes:
+        event_time_ns: close of the bar, int64 ns UTC.
+        symbols: S names, the same tuple object for every block of a stream.
+        values: float64 (6, S), rows in `BAR_FIELDS` order; NaN where `status` is not VALID, and volume or
+            amount NaN where the source has none.
+        status: uint8 (S,), `BarStatus` codes.
+        revision: 0 for the first version of this event time, +1 for each amendment.
+        ingest_ns: wall clock when the source handed the block over, ns UTC; 0 if unknown.
+    """
+
+    event_time_ns: int
+    symbols: tuple[str, ...]
+    values: npt.NDArray[np.float64]
+    status: npt.NDArray[np.uint8]
+    revision: int = 0
+    ingest_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BarTable:
+    """Every clean bar of a finite data set, aligned on the sorted union of its event times.
+
+    Attributes:
+        symbols: S names, sorted.
+        event_time_ns: int64 (T,), strictly increasing.
+        values: float64 (T, 6, S), see `BarBlock.values`.
+        status: uint8 (T, S), see `BarBlock.status`.
+    """
+
+    symbols: tuple[str, ...]
+    event_time_ns: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+    status: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        """Return the number of event times T."""
+        return len(self.event_time_ns)
+
+    def block(self, index: int, ingest_ns: int = 0) -> BarBlock:
+        """Return event time `index` as a block of views."""
+        return BarBlock(
+            int(self.event_time_ns[index]), self.symbols, self.values[index], self.status[index], 0, ingest_ns
+        )
+
+    @property
+    def has_volume(self) -> bool:
+        """Whether any valid bar carries a volume."""
+        return bool(np.isfinite(self.values[:, VOLUME, :]).any())

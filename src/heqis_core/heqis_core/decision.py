@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decisions: exactly one for each symbol of each frame, columnar, with the reasons that led to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, IntFlag
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.frame import new_stamps
+
+
+class Action(IntEnum):
+    """What a decision says (uint8 on the wire)."""
+
+    NONE = 0
+    """No statement; changes no position. The reasons say why."""
+    HOLD = 1
+    """The model was asked and sees no case for a change."""
+    BUY = 2
+    SELL = 3
+
+
+class Reason(IntFlag):
+    """Why a decision is what it is (uint32 bit set on the wire). Names in lower case are the public form."""
+
+    WARMING = 1 << 0
+    """The window is not full yet, or a feature has not seen enough bars."""
+    GAP = 1 << 1
+    """Frames are missing and could not be had again."""
+    NO_BAR = 1 << 2
+    SUSPENDED = 1 << 3
+    REJECTED = 1 << 4
+    """Cleaning refused this symbol's row."""
+    STALE = 1 << 5
+    """The decision was older than its `valid_until_ns` when it reached the risk gate."""
+    HELD = 1 << 6
+    """Output is on hold: the supervisor said so."""
+    KILL_SWITCH = 1 << 7
+    NOT_FINITE = 1 << 8
+    """A model answered NaN or infinity."""
+    UP = 1 << 9
+    """The upper class passed the strategy's threshold."""
+    DOWN = 1 << 10
+    """The lower class passed the strategy's threshold."""
+    INSIDE_BAND = 1 << 11
+    """Neither class passed the threshold."""
+
+
+def reason_names(bits: int) -> tuple[str, ...]:
+    """Return the lower-case names of the set bits, lowest bit first."""
+    return tuple(reason.name.lower() for reason in Reason if bits & reason and reason.name)
+
+
+@dataclass(slots=True)
+class Decisions:
+    """The decisions of one frame, columnar.
+
+    The key of one decision is (stream, symbol, bar time, revision), where the bar time is `event_time_ns`.
+
+    Attributes:
+        stream, epoch, seq, event_time_ns, revision: as in the frame that was judged.
+        bundle_id: id of the bundle that answered.
+        generator: name of the generator (or ensemble) that was served.
+        symbols: S names.
+        action: uint8 (S,), `Action` codes.
+        reasons: uint32 (S,), `Reason` bits.
+        score: float32 (S,), P(up) − P(down); NaN where action is NONE.
+        target_position: float32 (S,), 1 for BUY, 0 for SELL, NaN (leave it as it is) for HOLD and NONE.
+        probabilities: float32 (S, 3), classes down, flat, up; NaN where action is NONE.
+        predicted_return: float32 (S,), next-bar log return; NaN where action is NONE.
+        valid_until_ns: int64 (S,), ns UTC.
+        stamps: int64 (N_STAGES,).
+    """
+
+    stream: str
+    epoch: int
+    seq: int
+    event_time_ns: int
+    revision: int
+    bundle_id: str
+    generator: str
+    symbols: tuple[str, ...]
+    action: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint32]
+    score: npt.NDArray[np.float32]
+    target_position: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]
+    predicted_return: npt.NDArray[np.float32]
+    valid_until_ns: npt.NDArray[np.int64]
+    stamps: npt.NDArray[np.int64] = field(default_factory=new_stamps)
+
+    def is_signal(self) -> npt.NDArray[np.bool_]:
+        """Return bool (S,): which decisions are a BUY or a SELL."""
+        return self.action >= Action.BUY
+
+    def refuse(self, where: npt.NDArray[np.bool_], reason: Reason) -> Decisions:
+        """Return a copy in which the signals at `where` are NONE for `reason`; other decisions are untouched."""
+        hit = where & self.is_signal()
+        return replace(
+            self,
+            action=np.where(hit, np.uint8(Action.NONE), self.action),
+            reasons=np.where(hit, self.reasons | np.uint32(reason), self.reasons),
+            target_position=np.where(hit, np.float32(np.nan), self.target_position),
+        )

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine protocol that RKNN, TensorRT and ONNX Runtime implement, and inference on padded tiles.
+
+A tile is a batch of the bundle's fixed size: attention and some kernels change bits with the batch size, so
+every engine always sees the same shape, and rows past the end are padded with zeros and thrown away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.errors import EngineError
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+class TensorSpec(NamedTuple):
+    """Name, dtype and static shape of one input or output; the first axis is the tile."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """One loaded model."""
+
+    kind: str
+    """Class of engine: `onnxruntime`, `rknn`, `tensorrt`; part of the features id."""
+
+    def load(self, path: Path) -> None:
+        """Load a model file; raise EngineError that names the file and the cause."""
+
+    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return the inputs and the outputs of the loaded model."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Run one tile: arrays by input name to arrays by output name."""
+
+    def close(self) -> None:
+        """Free the model."""
+
+
+def infer_tiled(engine: Engine, rows: npt.NDArray[np.float32], tile: int) -> Arrays:
+    """Run `rows` (n, ...) through a one-input engine in tiles of `tile` rows, the last one padded with zeros.
+
+    Returns arrays by output name with first axis n. Raises EngineError if the engine has more than one input
+    or its tile is another.
+    """
+    inputs, outputs = engine.specs()
+    if len(inputs) != 1 or inputs[0].shape[0] != tile:
+        raise EngineError(f'engine expects {inputs}, not one input with a tile of {tile}; export the model again')
+    spec = inputs[0]
+    n = len(rows)
+    result: Arrays = {out.name: np.empty((n, *out.shape[1:]), out.dtype) for out in outputs}
+    padded = np.zeros(spec.shape, spec.dtype)
+    for start in range(0, n, tile):
+        stop = min(start + tile, n)
+        padded[: stop - start] = rows[start:stop]
+        padded[stop - start :] = 0
+        for name, values in engine.infer({spec.name: padded}).items():
+            result[name][start:stop] = values[: stop - start]
+    return result
