@@ -105,3 +105,30 @@ class Decisions:
             reasons=np.where(hit, self.reasons | np.uint32(reason), self.reasons),
             target_position=np.where(hit, np.float32(np.nan), self.target_position),
         )
+
+
+@dataclass(slots=True)
+class Predictions:
+    """What every generator of a bundle answered for one frame, before the strategy.
+
+    Attributes:
+        stream, epoch, seq, event_time_ns, revision: as in the frame that was judged.
+        bundle_id: id of the bundle that answered.
+        generators: G names, in the order of the first axis of the arrays.
+        served: the generator that the strategy used.
+        symbols: S names.
+        log_return: float32 (G, S), next-bar log return; NaN where the window was not ready.
+        probabilities: float32 (G, S, 3), classes down, flat, up; NaN likewise.
+    """
+
+    stream: str
+    epoch: int
+    seq: int
+    event_time_ns: int
+    revision: int
+    bundle_id: str
+    generators: tuple[str, ...]
+    served: str
+    symbols: tuple[str, ...]
+    log_return: npt.NDArray[np.float32]
+    probabilities: npt.NDArray[np.float32]

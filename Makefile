@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands of the workspace. Each brings the set-up up to date first; what is up to date costs nothing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# What `make demo`, `make bench` and `make test` understand, on the command line or from the environment.
+export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS ARGS NAME JSON PACKAGES
+
+.PHONY: help setup build demo test lint format bench docs clean distclean
+
+help: ## show this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+setup: ## create .venv with the pinned packages and build the workspace (PYTHON=python3.12 chooses one)
+	@exec scripts/setup.sh
+
+build: setup ## build every package again
+	@exec scripts/build.sh --all
+
+demo: setup ## run the whole graph: DATA= DURATION= TRANSPORT=zmq|dds BUNDLE= REPORT= SYMBOLS= PACE= SEED= EPOCHS= ARGS=
+	@exec scripts/demo.sh
+
+test: setup ## run every test and gate, and end with one line: N passed, N failed (PACKAGES="heqis_core ...")
+	@exec scripts/test.sh
+
+lint: setup ## run the gates alone: format, lint, types, architecture, shell, Docker files, package.xml, docs
+	@exec scripts/lint.sh
+
+format: setup ## format the sources and sort their imports
+	@exec scripts/lint.sh --fix
+
+bench: setup ## run a benchmark: NAME=latency JSON=file.json (all of them without NAME)
+	@exec scripts/bench.sh
+
+docs: setup ## write the generated parts of docs/
+	@exec scripts/docs.sh
+
+clean: ## remove what was built and what runs left behind
+	@rm -rf build install log run output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find src benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
+
+distclean: clean ## remove the environment too
+	@rm -rf .venv

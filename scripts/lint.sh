@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The gates, one function each.  lint.sh [GATE ...] runs them (all by default), --list names them,
+# --fix formats instead. A gate whose tool is not there says so and exits 77.
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$HEQIS_ROOT"
+
+GATES=(format ruff mypy imports ament shell docker docs)
+SKIPPED=77
+
+need() {
+  command -v "$1" > /dev/null && return
+  printf 'skipped: %s is not installed (%s)\n' "$1" "$2"
+  exit "$SKIPPED"
+}
+
+gate_format() { ruff format --check .; }
+
+gate_ruff() { ruff check .; }
+
+gate_mypy() { mypy; }
+
+gate_imports() { lint-imports --no-cache; }
+
+# Where ROS 2 brings its own linters, they must agree with ours.
+gate_ament() {
+  need ament_pep257 'package ros-jazzy-ament-pep257'
+  need ament_flake8 'package ros-jazzy-ament-flake8'
+  ament_pep257 src && ament_flake8 --linelength 99 src
+}
+
+gate_shell() {
+  need shellcheck 'package shellcheck'
+  shellcheck --external-sources scripts/*.sh .ci/run
+}
+
+gate_docker() {
+  need hadolint 'requirements/development.txt'
+  hadolint docker/Dockerfile.*
+}
+
+gate_docs() { python scripts/parameter_docs.py --check; }
+
+case ${1:-} in
+  --list)
+    printf '%s\n' "${GATES[@]}"
+    exit
+    ;;
+  --fix)
+    ruff check --fix . || true
+    exec ruff format .
+    ;;
+esac
+
+chosen=("$@")
+((${#chosen[@]})) || chosen=("${GATES[@]}")
+if ((${#chosen[@]} == 1)); then
+  "gate_${chosen[0]}"
+  exit
+fi
+failed=()
+for gate in "${chosen[@]}"; do
+  say "$gate"
+  status=0
+  ("gate_$gate") || status=$?
+  ((status == 0 || status == SKIPPED)) || failed+=("$gate")
+done
+((${#failed[@]} == 0)) || die "failed: ${failed[*]}"

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of the compute node."""
+
+from __future__ import annotations
+
+from heqis_ros.params import Param, ParamTable
+
+COMPUTE = ParamTable(
+    'compute',
+    [
+        Param('bundle', str, '', 'Folder of the bundle to serve.'),
+        Param(
+            'transport',
+            str,
+            'zmq',
+            'What frames arrive by: the link or the `features` topic.',
+            choices=('zmq', 'dds'),
+        ),
+        Param(
+            'frames_endpoint',
+            str,
+            'tcp://127.0.0.1:5555',
+            'Where this board listens for frames.',
+        ),
+        Param(
+            'decisions_endpoint',
+            str,
+            'tcp://127.0.0.1:5556',
+            'Where the gateway listens for decisions.',
+        ),
+        Param(
+            'requests_endpoint',
+            str,
+            'tcp://127.0.0.1:5557',
+            'Where the gateway answers requests for missed frames.',
+        ),
+        Param(
+            'require_supervisor',
+            bool,
+            True,
+            'Hold all output while no heartbeat of the supervisor is heard.',
+        ),
+        Param(
+            'supervisor_lease_ms',
+            int,
+            1500,
+            'Silence of the supervisor until output is held.',
+            unit='ms',
+            minimum=200,
+            maximum=60000,
+        ),
+        Param(
+            'request_timeout_ms',
+            int,
+            500,
+            'Wait for an answer to a request for missed frames.',
+            unit='ms',
+            minimum=10,
+            maximum=60000,
+        ),
+        Param(
+            'secret_key_file',
+            str,
+            '',
+            "This board's CURVE secret key (mode 0600); needed off loopback.",
+        ),
+        Param(
+            'peer_key_file',
+            str,
+            '',
+            "The gateway's CURVE public key; needed off loopback.",
+        ),
+        Param(
+            'allow_folder',
+            str,
+            '',
+            'Folder of further public keys (*.key) that may connect.',
+        ),
+    ],
+)
+
+TABLES = (COMPUTE,)

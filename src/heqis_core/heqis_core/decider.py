@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From feature frames to decisions: windows, generators on padded tiles, strategy. Knows no transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.bars import BarStatus
+from heqis_core.bundle import Bundle
+from heqis_core.decision import Decisions, Predictions, Reason
+from heqis_core.engine import Engine, infer_tiled
+from heqis_core.frame import FeatureFrame, Stage, stamp
+from heqis_core.strategy import StrategyConfig, decide
+from heqis_core.windows import Windows
+
+_REASON_OF_STATUS = np.zeros(256, np.uint32)
+_REASON_OF_STATUS[BarStatus.NO_BAR] = Reason.NO_BAR
+_REASON_OF_STATUS[BarStatus.SUSPENDED] = Reason.SUSPENDED
+_REASON_OF_STATUS[BarStatus.REJECTED] = Reason.REJECTED
+_REASON_OF_STATUS[BarStatus.WARMING] = Reason.WARMING
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """One loaded generator of a bundle.
+
+    Attributes:
+        name: as in the bundle's manifest.
+        engine: input float32 (tile, window, F); outputs `log_return` (tile,) and `probabilities` (tile, 3).
+        tile: rows of one call.
+        window: rows that this generator sees; at most the bundle's window.
+    """
+
+    name: str
+    engine: Engine
+    tile: int
+    window: int
+
+
+class Decider:
+    """Keep the windows of S symbols and turn each frame into exactly one decision per symbol.
+
+    Args:
+        symbols: S names, in the order of every frame.
+        n_features: columns of a frame's `features`.
+        window: rows of the longest window.
+        horizon: frames within which those rows must lie.
+        generators: what the bundle holds.
+        served: name of the generator that the strategy uses.
+        strategy: thresholds.
+        bundle_id: id of the bundle.
+    """
+
+    def __init__(
+        self,
+        symbols: Sequence[str],
+        n_features: int,
+        window: int,
+        horizon: int,
+        generators: Sequence[Generator],
+        served: str,
+        strategy: StrategyConfig,
+        bundle_id: str,
+    ) -> None:
+        self.symbols = tuple(symbols)
+        self.bundle_id = bundle_id
+        self.served = served
+        self._generators = tuple(generators)
+        self._served_index = [g.name for g in self._generators].index(served)
+        self._strategy = strategy
+        self._valid_for_ns = int(strategy.valid_for_s * 1e9)
+        self._horizon = horizon
+        self._windows = Windows(len(self.symbols), window, n_features, horizon)
+        self._hole_seq: int | None = None
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, symbols: Sequence[str], make_engine: Callable[[Path], Engine]
+    ) -> Decider:
+        """Load every generator of a verified bundle; raise EngineError if one cannot be loaded."""
+        manifest = bundle.manifest
+        generators = [
+            Generator(
+                part.name, make_engine(bundle.generator_path(part.name)), part.tile, part.window
+            )
+            for part in manifest.generators
+        ]
+        return cls(
+            symbols,
+            len(manifest.features.names),
+            manifest.window.length,
+            manifest.window.horizon,
+            generators,
+            manifest.served,
+            manifest.strategy,
+            bundle.bundle_id,
+        )
+
+    def close(self) -> None:
+        """Free the engines."""
+        for generator in self._generators:
+            generator.engine.close()
+
+    def restart(self) -> None:
+        """Drop every window: a new history begins."""
+        self._windows.reset()
+        self._hole_seq = None
+
+    def hole(self, seq: int) -> None:
+        """Let no window reach across the frames just before `seq`."""
+        self._windows.hole(seq)
+        self._hole_seq = seq
+
+    def take_windows(self, other: Decider) -> None:
+        """Continue with the windows of `other`, whose features are the same (a swap of bundles)."""
+        self._windows.load(other._windows.save())
+        self._hole_seq = other._hole_seq
+
+    def warm(self, frame: FeatureFrame) -> None:
+        """Push a frame into the windows without judging it."""
+        features, status = _tensors(frame)
+        self._windows.push(frame.seq, features, status == BarStatus.VALID)
+
+    def decide(self, frame: FeatureFrame) -> tuple[Decisions, Predictions]:
+        """Push a frame and judge it; stamps INFERRED and DECIDED into a copy of the frame's stamps."""
+        self.warm(frame)
+        _, status = _tensors(frame)
+        valid = status == BarStatus.VALID
+        ready = valid & self._windows.ready(frame.seq)
+        reasons = _REASON_OF_STATUS[status]
+        reasons[valid & ~ready] = self._why_not_ready(frame.seq)
+        log_return, probabilities = self._infer(np.flatnonzero(ready))
+        stamps = frame.stamps.copy()
+        stamp(stamps, Stage.INFERRED)
+        best = self._served_index
+        verdict = decide(self._strategy, probabilities[best], log_return[best], reasons)
+        decisions = Decisions(
+            frame.stream,
+            frame.epoch,
+            frame.seq,
+            frame.event_time_ns,
+            frame.revision,
+            self.bundle_id,
+            self.served,
+            frame.symbols,
+            verdict.action,
+            verdict.reasons,
+            verdict.score,
+            verdict.target_position,
+            probabilities[best],
+            log_return[best],
+            np.full(len(self.symbols), frame.event_time_ns + self._valid_for_ns, np.int64),
+            stamps,
+        )
+        stamp(stamps, Stage.DECIDED)
+        return decisions, self._predictions(frame, log_return, probabilities)
+
+    def _why_not_ready(self, seq: int) -> np.uint32:
+        behind_hole = self._hole_seq is not None and seq - self._hole_seq < self._horizon
+        return np.uint32(Reason.GAP if behind_hole else Reason.WARMING)
+
+    def _infer(
+        self, which: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        shape = (len(self._generators), len(self.symbols))
+        log_return = np.full(shape, np.nan, np.float32)
+        probabilities = np.full((*shape, 3), np.nan, np.float32)
+        if len(which):
+            windows = self._windows.gather(which)
+            for g, generator in enumerate(self._generators):
+                rows = windows[:, -generator.window :, :]
+                out = infer_tiled(generator.engine, rows, generator.tile)
+                log_return[g, which] = cast('npt.NDArray[np.float32]', out['log_return'])
+                probabilities[g, which] = cast('npt.NDArray[np.float32]', out['probabilities'])
+        return log_return, probabilities
+
+    def _predictions(
+        self,
+        frame: FeatureFrame,
+        log_return: npt.NDArray[np.float32],
+        probabilities: npt.NDArray[np.float32],
+    ) -> Predictions:
+        names = tuple(generator.name for generator in self._generators)
+        return Predictions(
+            frame.stream,
+            frame.epoch,
+            frame.seq,
+            frame.event_time_ns,
+            frame.revision,
+            self.bundle_id,
+            names,
+            self.served,
+            frame.symbols,
+            log_return,
+            probabilities,
+        )
+
+
+def _tensors(frame: FeatureFrame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    features = cast('npt.NDArray[np.float32]', frame.tensors['features'])
+    return features, cast('npt.NDArray[np.uint8]', frame.tensors['status'])

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Market data files as one aligned table of clean bars, with a count and a place for every row that was refused.
+
+The rules are `heqis_core.clean`, the dates `heqis_core.event_time`, the meaning of columns `heqis_core.io.columns`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.bars import BAR_FIELDS, VOLUME, BarStatus, BarTable
+from heqis_core.clean import CleaningReport, Fault, RejectedRow, clean_rows, find_duplicates
+from heqis_core.errors import DataError
+from heqis_core.event_time import TimeParser
+from heqis_core.io.cells import SUFFIXES, CellFile, Column, to_floats, to_texts
+from heqis_core.io.columns import Layout, find_layout
+
+_MAX_TABLE_BYTES = 8 << 30
+"""A table beyond this means that the files do not share their event times."""
+
+_TRUE = frozenset(('true', 't', 'yes', 'y'))
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of one file before the rules, N of them; `texts` holds by (row, field) what is no number."""
+
+    path: Path
+    lines: npt.NDArray[np.int64]
+    symbol: npt.NDArray[np.int64]
+    moment: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+    paused: npt.NDArray[np.bool_]
+    texts: dict[tuple[int, int], str]
+    scale: tuple[float, ...]
+    ragged: list[tuple[int, str]]
+
+
+@dataclass(slots=True)
+class _Judged:
+    """All rows of all files with what the rules say of them."""
+
+    event_ns: npt.NDArray[np.int64]
+    symbol: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float64]
+    paused: npt.NDArray[np.bool_]
+    fault: npt.NDArray[np.uint8]
+    field: npt.NDArray[np.uint8]
+    texts: dict[tuple[int, int], str]
+
+
+def load_bars(
+    path: Path | str,
+    *,
+    tz: str = 'Asia/Shanghai',
+    close_time: str = '15:00',
+    min_rows: int = 1,
+    quarantine: Path | None = None,
+) -> tuple[BarTable, CleaningReport]:
+    """Load a CSV or Parquet file, or all of them in a folder, into one table aligned on the event times.
+
+    Layout, separator and encoding (UTF-8, else GBK) are told from each file. The symbol is the symbol column, or
+    the name of the file without its suffix. Rows may stand in any order. A refused row is counted, and its symbol
+    is REJECTED at its event time unless a clean row stands there too; a row that says `paused` is SUSPENDED.
+
+    Args:
+        path: file or folder; of a folder, what ends in .csv, .csv.gz or .parquet (not its sub-folders).
+        tz: IANA zone of the times in the files.
+        close_time: local time at which the bar of a date without a time of day closes.
+        min_rows: valid rows that each symbol must have; 0 lets symbols through that have none.
+        quarantine: CSV file to write refused rows to (file, line, symbol, reason, field, value), even if loading
+            fails then.
+
+    Returns:
+        The table (prices as in the file, volume in shares, amount in CNY) and the report.
+
+    Raises:
+        DataError: nothing there, no bars in a file, nothing but refused rows in a file, or too few for a symbol.
+        ConfigError: there is no such zone or time of day.
+    """
+    parser = TimeParser(tz, close_time)
+    names: dict[str, int] = {}
+    loaded = [_read(file, parser, names) for file in _list_files(Path(path))]
+    judged = _judge(loaded, parser, len(names))
+    report = _report(loaded, judged, parser, list(names))
+    if quarantine is not None:
+        _write_quarantine(Path(quarantine), report.rejected)
+    _refuse_hopeless(loaded, judged, report)
+    table = _align(judged, list(names))
+    _check_min_rows(table, report, min_rows, Path(path))
+    return table, report
+
+
+def _list_files(path: Path) -> list[Path]:
+    known = ', '.join(SUFFIXES)
+    if path.is_file():
+        if not path.name.lower().endswith(SUFFIXES):
+            raise DataError(f'{path}: unknown kind of file; expected a name that ends in {known}')
+        return [path]
+    if not path.is_dir():
+        raise DataError(f'{path}: no such file or folder; check the path')
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise DataError(f'{path}: the folder cannot be read: {error}; check its rights') from error
+    files = [
+        entry
+        for entry in entries
+        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith('.') and entry.is_file()
+    ]
+    if not files:
+        raise DataError(f'{path}: no data in this folder: none of its {len(entries)} entries ends in {known}')
+    return files
+
+
+def _symbol_of(path: Path) -> str:
+    suffix = next(suffix for suffix in sorted(SUFFIXES, key=len)[::-1] if path.name.lower().endswith(suffix))
+    return path.name[: -len(suffix)]
+
+
+def _read(path: Path, parser: TimeParser, names: dict[str, int]) -> _Rows:
+    """Read one file; new symbols are added to `names`, name → code, and -1 is the code of an empty one."""
+    file = CellFile(path)
+    layout = find_layout(path, file.header, file.header_line)
+    wanted = [index for index in (*layout[1:5], *layout.values) if index is not None]
+    lines: list[npt.NDArray[np.int64]] = []
+    symbols: list[npt.NDArray[np.int64]] = []
+    moments: list[npt.NDArray[np.int64]] = []
+    values: list[npt.NDArray[np.float64]] = []
+    paused: list[npt.NDArray[np.bool_]] = []
+    texts: dict[tuple[int, int], str] = {}
+    ragged: list[tuple[int, str]] = []
+    n = 0
+    for chunk in file.chunks(wanted):
+        column = dict(zip(wanted, chunk.columns, strict=True))
+        rows = len(chunk.lines)
+        lines.append(np.asarray(chunk.lines, np.int64))
+        symbols.append(_symbol_codes(column, layout, _symbol_of(path), rows, names))
+        times = None if layout.time is None else to_texts(column[layout.time])
+        moments.append(parser.parse(to_texts(column[layout.date]), times))
+        values.append(_values(column, layout, rows, n, texts))
+        paused.append(_flags(None if layout.paused is None else column[layout.paused], rows))
+        ragged += chunk.ragged
+        n += rows
+    if not n and not ragged:
+        raise DataError(f'{path}: the file is empty: a header and no rows; fetch it again, or remove it')
+    return _Rows(
+        path,
+        np.concatenate([np.zeros(0, np.int64), *lines]),
+        np.concatenate([np.zeros(0, np.int64), *symbols]),
+        np.concatenate([np.zeros(0, np.int64), *moments]),
+        np.concatenate([np.zeros((len(BAR_FIELDS), 0)), *values], axis=1),
+        np.concatenate([np.zeros(0, np.bool_), *paused]),
+        texts,
+        layout.scale,
+        ragged,
+    )
+
+
+def _symbol_codes(
+    column: dict[int, Column], layout: Layout, stem: str, rows: int, names: dict[str, int]
+) -> npt.NDArray[np.int64]:
+    if layout.symbol is None:
+        return np.full(rows, names.setdefault(stem, len(names)), np.int64)
+    cells = [cell.strip() for cell in to_texts(column[layout.symbol])]
+    # dict.fromkeys, not a set: codes must not depend on the hash seed
+    codes = {
+        cell: -1 if cell.lower() in ('', 'nan', 'none', 'null') else names.setdefault(cell, len(names))
+        for cell in dict.fromkeys(cells)
+    }
+    return np.fromiter(map(codes.__getitem__, cells), np.int64, rows)
+
+
+def _values(
+    column: dict[int, Column], layout: Layout, rows: int, first_row: int, texts: dict[tuple[int, int], str]
+) -> npt.NDArray[np.float64]:
+    out = np.full((len(BAR_FIELDS), rows), np.nan)
+    for field, index in enumerate(layout.values):
+        if index is None:
+            continue
+        numbers, wrong = to_floats(column[index])
+        out[field] = numbers * layout.scale[field]
+        texts.update({(first_row + row, field): text for row, text in wrong.items()})
+    return out
+
+
+def _flags(cells: Column | None, rows: int) -> npt.NDArray[np.bool_]:
+    if cells is None:
+        return np.zeros(rows, np.bool_)
+    numbers, texts = to_floats(cells)
+    flags = np.nan_to_num(numbers) != 0
+    for row, text in texts.items():
+        flags[row] = text.strip().lower() in _TRUE
+    return flags
+
+
+def _judge(loaded: list[_Rows], parser: TimeParser, n_symbols: int) -> _Judged:
+    """Run every rule over the rows of all files."""
+    event_ns, fault = parser.event_times([rows.moment for rows in loaded])
+    symbol = np.concatenate([rows.symbol for rows in loaded])
+    values = np.concatenate([rows.values for rows in loaded], axis=1)
+    paused = np.concatenate([rows.paused for rows in loaded])
+    texts: dict[tuple[int, int], str] = {}
+    start = 0
+    for rows in loaded:
+        texts.update({(start + row, field): text for (row, field), text in rows.texts.items()})
+        start += len(rows.lines)
+    fault[symbol < 0] = Fault.MISSING_SYMBOL
+    values[:, paused] = np.nan
+    # A symbol whose volume is given somewhere needs it everywhere; an index has none at all.
+    with_volume = np.zeros(n_symbols + 1, np.bool_)
+    with_volume[symbol[np.isfinite(values[VOLUME])]] = True
+    text_mask = None
+    if texts:
+        text_mask = np.zeros(values.shape, np.bool_)
+        at = np.array(list(texts), np.int64)
+        text_mask[at[:, 1], at[:, 0]] = True
+    verdict = clean_rows(values, text=text_mask, needs_volume=with_volume[symbol])
+    fresh = (fault == Fault.NONE) & ~paused
+    fault[fresh] = verdict.fault[fresh]
+    whole = np.flatnonzero(fault == Fault.NONE)
+    fault[whole] = find_duplicates(_keys(event_ns[whole], symbol[whole], n_symbols), values[:, whole])
+    return _Judged(event_ns, symbol, values, paused, fault, verdict.field, texts)
+
+
+def _keys(event_ns: npt.NDArray[np.int64], symbol: npt.NDArray[np.int64], n_symbols: int) -> npt.NDArray[np.int64]:
+    """Return one number for each pair of event time and symbol."""
+    when: npt.NDArray[np.int64] = np.unique(event_ns, return_inverse=True)[1].astype(np.int64)
+    return when * n_symbols + symbol
+
+
+def _report(loaded: list[_Rows], judged: _Judged, parser: TimeParser, names: list[str]) -> CleaningReport:
+    report = CleaningReport()
+    start = 0
+    for rows in loaded:
+        label = str(rows.path)
+        refused = [
+            RejectedRow(label, line, '', Fault.WRONG_CELL_COUNT.label, '', text) for line, text in rows.ragged
+        ]
+        for row in np.flatnonzero(judged.fault[start : start + len(rows.lines)]).tolist():
+            refused.append(_rejected(rows, row, judged, start + row, parser, names))
+        report.reject(sorted(refused, key=lambda one: one.line))
+        report.rows += len(rows.lines) + len(rows.ragged)
+        start += len(rows.lines)
+    clean = judged.fault == Fault.NONE
+    report.suspended = int((clean & judged.paused).sum())
+    report.valid = int(clean.sum()) - report.suspended
+    return report
+
+
+def _rejected(
+    rows: _Rows, row: int, judged: _Judged, at: int, parser: TimeParser, names: list[str]
+) -> RejectedRow:
+    fault = Fault(int(judged.fault[at]))
+    code = int(rows.symbol[row])
+    field, value = 'date', parser.text(int(rows.moment[row]))
+    if fault == Fault.MISSING_SYMBOL:
+        field, value = 'symbol', ''
+    elif Fault.NOT_A_NUMBER <= fault <= Fault.NEGATIVE_AMOUNT:
+        index = int(judged.field[at])
+        number = float(judged.values[index, at]) / rows.scale[index]
+        field, value = BAR_FIELDS[index], judged.texts.get((at, index), '' if np.isnan(number) else repr(number))
+    symbol = names[code] if code >= 0 else ''
+    return RejectedRow(str(rows.path), int(rows.lines[row]), symbol, fault.label, field, value)
+
+
+def _write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
+    try:
+        with path.open('w', encoding='utf-8', newline='') as file:
+            writer = csv.writer(file, lineterminator='\n')
+            writer.writerow(RejectedRow._fields)
+            writer.writerows(rejected)
+    except OSError as error:
+        raise DataError(f'{path}: the quarantine file cannot be written: {error}; name another') from error
+
+
+def _refuse_hopeless(loaded: list[_Rows], judged: _Judged, report: CleaningReport) -> None:
+    """Raise DataError for a file without one usable row: that is another format, not some bad rows."""
+    start = 0
+    for rows in loaded:
+        fault = judged.fault[start : start + len(rows.lines)]
+        start += len(rows.lines)
+        # The rows of a copy are duplicates: useless, but not wrong.
+        if ((fault == Fault.NONE) | (fault == Fault.DUPLICATE)).any():
+            continue
+        refused = [row for row in report.rejected if row.file == str(rows.path)]
+        raise DataError(
+            f'{rows.path}: nothing but rejected rows ({_reasons(refused)}); the first: {_first(refused)}; '
+            'correct the file, or leave it out'
+        )
+
+
+def _reasons(rejected: Sequence[RejectedRow]) -> str:
+    counts = Counter(row.reason for row in rejected)
+    return ', '.join(f'{reason}: {n}' for reason, n in counts.most_common())
+
+
+def _first(rejected: Sequence[RejectedRow]) -> str:
+    row = rejected[0]
+    return f"line {row.line}, {row.field or 'line'} '{row.value}': {row.reason}"
+
+
+def _align(judged: _Judged, names: list[str]) -> BarTable:
+    """Place the rows on the sorted event times × sorted symbols; VALID wins over SUSPENDED over REJECTED."""
+    unreadable = (judged.fault != Fault.NONE) & (judged.fault <= Fault.BAD_DATE)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    place = np.empty(len(names), np.int64)
+    place[order] = np.arange(len(names))
+    times, when = np.unique(judged.event_ns[~unreadable], return_inverse=True)
+    shape = (len(times), len(BAR_FIELDS), len(names))
+    if np.prod(shape, dtype=np.int64) * 8 > _MAX_TABLE_BYTES:
+        raise DataError(
+            f'{shape[0]} event times of {shape[2]} symbols are more than {_MAX_TABLE_BYTES >> 30} GiB: '
+            'load symbols that share their event times, or fewer of them'
+        )
+    at, which = np.zeros(len(unreadable), np.int64), place[judged.symbol]
+    at[~unreadable] = when
+    values = np.full(shape, np.nan)
+    status = np.full((shape[0], shape[2]), BarStatus.NO_BAR, np.uint8)
+    clean = judged.fault == Fault.NONE
+    valid = clean & ~judged.paused
+    for rows, code in (
+        (~clean & ~unreadable, BarStatus.REJECTED),
+        (clean & judged.paused, BarStatus.SUSPENDED),
+        (valid, BarStatus.VALID),
+    ):
+        status[at[rows], which[rows]] = code
+    values[at[valid], :, which[valid]] = judged.values[:, valid].T
+    return BarTable(tuple(names[index] for index in order), times, values, status)
+
+
+def _check_min_rows(table: BarTable, report: CleaningReport, min_rows: int, path: Path) -> None:
+    valid = (table.status == BarStatus.VALID).sum(axis=0)
+    short = [(symbol, int(n)) for symbol, n in zip(table.symbols, valid, strict=True) if n < min_rows]
+    if not short:
+        return
+    listed = ', '.join(f'{symbol} has {n}' for symbol, n in short[:5])
+    more = f' and {len(short) - 5} more symbols are short too' if len(short) > 5 else ''
+    own = [row for row in report.rejected if row.symbol == short[0][0]]
+    why = f' (of {short[0][0]} were rejected: {_reasons(own)}; the first in {own[0].file}, {_first(own)})' if own else ''
+    raise DataError(
+        f'{path}: too few valid rows: {listed}{more}, the minimum is {min_rows}{why}; '
+        'fetch more rows, leave these symbols out, or ask for fewer rows'
+    )

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal: every decision durable, exactly once, with predictions and events beside it.
+
+SQLite in WAL mode. `commit` returns only when the frames are on the disk (`synchronous=FULL`). A
+frame's key is (stream, event time, revision): the same key again is not new and changes nothing.
+One process writes (file lock), any number read; a journal belongs to one thread at a time. What
+a row looks like is in `journal_format.py`, what can be asked in `journal_reader.py`. Who may
+release a signal, and when, is the risk gate's business.
+
+The time of a commit, and up to where frames were published, are known only after it: they are
+written with the next transaction, by `flush` or by `close`. After a kill the last transaction
+has no COMMITTED stamp, and its frames count as not published: `unpublished` gives them once
+more.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from heqis_core.control import Event, Level
+from heqis_core.decision import Decisions, Predictions
+from heqis_core.errors import JournalError
+from heqis_core.frame import Stage
+from heqis_core.io import journal_file as file
+from heqis_core.io import journal_format as fmt
+from heqis_core.io.journal_reader import JournalReader
+
+MAX_PREDICTIONS = 50_000
+MAX_EVENTS = 200_000
+_TRIM_EVERY = 256
+
+_INSERT_FRAME = (
+    'INSERT INTO frames VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) '
+    'ON CONFLICT (stream, event_time_ns, revision) DO NOTHING'
+)
+_INSERT_PREDICTIONS = (
+    'INSERT INTO predictions (stream, event_time_ns, revision, epoch, seq, bundle_id, generators, '
+    'served, universe, body) VALUES (?,?,?,?,?,?,?,?,?,?)'
+)
+_INSERT_EVENT = (
+    'INSERT INTO events (stamp_ns, level, source, kind, subject, text) VALUES (?,?,?,?,?,?)'
+)
+_INSERT_SIGNAL = 'INSERT INTO signal_index VALUES (?,?,?,?,?,?)'
+
+
+class Journal(JournalReader):
+    """One open journal; make it with `Journal.open`.
+
+    Attributes:
+        path: the database file.
+        read_only: whether this end only reads.
+        duplicates: frames that came again since the journal was opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        db: sqlite3.Connection,
+        lock: IO[str] | None,
+        max_predictions: int,
+        max_events: int,
+    ) -> None:
+        self.path = path
+        self.read_only = lock is None
+        self.duplicates = 0
+        self._db = db
+        self._lock = lock
+        self._closed = False
+        self._limits = {'predictions': max_predictions, 'events': max_events}
+        self._since_trim = 0
+        self._universes: dict[tuple[str, ...], int] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._next_id = int(self._one('SELECT COALESCE(MAX(id), 0) + 1 FROM frames')[0])
+        self._unwritten_commit: tuple[int, int, int] | None = None
+        self._published = int(self.get_meta('published') or 0)
+        self._published_written = self._published
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        read_only: bool = False,
+        check: bool | None = None,
+        max_predictions: int = MAX_PREDICTIONS,
+        max_events: int = MAX_EVENTS,
+    ) -> Journal:
+        """Open a journal, or make it if it is not there and this is the writer.
+
+        Args:
+            path: the database file; its folder is made if need be.
+            read_only: read what another process writes, or has written.
+            check: look at every page first (`PRAGMA quick_check`); by default the writer does.
+            max_predictions: rows of predictions that are kept, the newest.
+            max_events: rows of events that are kept, the newest.
+
+        Raises JournalError if it is no journal, is damaged (the message says how to repair it), is
+        written by another process, or stands on a file system that cannot hold one safely.
+        """
+        path = Path(path)
+        if read_only and not path.is_file():
+            raise JournalError(f'no journal at {path}; the process of the risk gate makes it')
+        with ExitStack() as undo:
+            lock = None if read_only else undo.enter_context(file.lock(path))
+            try:
+                db = file.connect_reader(path) if read_only else file.connect_writer(path)
+                undo.callback(db.close)
+                if not read_only if check is None else check:
+                    file.check_pages(path, db)
+                journal = cls(path, db, lock, max_predictions, max_events)
+            except sqlite3.Error as error:
+                raise file.failure(path, error) from error
+            undo.pop_all()
+        return journal
+
+    def __enter__(self) -> Journal:
+        """Return the open journal."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Write what is known only now (see the module) and let another process write."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._lock or nullcontext(), closing(self._db):
+            if not self.read_only:
+                self.flush()
+
+    def commit(
+        self,
+        decisions: Sequence[Decisions],
+        *,
+        predictions: Sequence[Predictions] = (),
+        events: Sequence[Event] = (),
+    ) -> list[bool]:
+        """Make frames durable in one transaction and say for each whether it is new.
+
+        A frame whose key is already there changes nothing; if it says something else, the first
+        one is kept, the conflict is counted (`counts()['conflicts']`) and an event is written.
+        New frames get the COMMITTED stamp, in place. Predictions and events go into the same
+        transaction.
+
+        Raises JournalError if nothing could be written: then no frame of this call is in the
+        journal, and the call may be repeated.
+        """
+        new: list[bool] = []
+        if not (decisions or predictions or events):
+            return new
+        first_id = next_id = self._next_id
+        with self._transaction():
+            for item in decisions:
+                fresh = self._insert(next_id, item)
+                next_id += fresh
+                new.append(fresh)
+                if not fresh:
+                    self._compare_with_first(item)
+            self._insert_predictions(predictions)
+            self._insert_events(events)
+        self.duplicates += len(new) - (next_id - first_id)
+        if next_id > first_id:
+            now = time.time_ns()
+            self._unwritten_commit = (first_id, next_id - 1, now)
+            self._next_id = next_id
+            for item, fresh in zip(decisions, new, strict=True):
+                if fresh:
+                    item.stamps[Stage.COMMITTED] = now
+        return new
+
+    def add_predictions(self, predictions: Sequence[Predictions]) -> None:
+        """Write predictions, in one transaction; the oldest beyond the limit go."""
+        self.commit((), predictions=predictions)
+
+    def add_events(self, events: Sequence[Event]) -> None:
+        """Write events, in one transaction; the oldest beyond the limit go."""
+        self.commit((), events=events)
+
+    def mark_published(self) -> None:
+        """Note that every frame committed so far is published; written with the next commit."""
+        self._published = self._next_id - 1
+
+    def flush(self) -> None:
+        """Write the time of the last commit and the published mark now, if that is still to do."""
+        if self._unwritten_commit is not None or self._published != self._published_written:
+            with self._transaction():
+                pass
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep a small named text, durable on return."""
+        with self._transaction():
+            self._put_meta(key, value)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        if self.read_only:
+            raise JournalError(
+                f'{self.path} was opened to be read; the process of the risk gate writes it'
+            )
+        known = len(self._universes)
+        try:
+            self._db.execute('BEGIN IMMEDIATE')
+            self._write_trailer()
+            yield
+            self._db.execute('COMMIT')
+        except BaseException as error:
+            for key in list(self._universes)[known:]:
+                del self._universes[key]
+            if self._db.in_transaction:
+                self._db.execute('ROLLBACK')
+            if isinstance(error, sqlite3.Error):
+                raise file.failure(self.path, error) from error
+            raise
+        self._unwritten_commit = None
+        self._published_written = self._published
+
+    def _write_trailer(self) -> None:
+        if self._unwritten_commit is not None:
+            self._db.execute(
+                'INSERT OR REPLACE INTO commits VALUES (?,?,?)', self._unwritten_commit
+            )
+        if self._published != self._published_written:
+            self._put_meta('published', str(self._published))
+
+    def _insert(self, frame_id: int, item: Decisions) -> bool:
+        stamps, body = fmt.pack_stamps(item.stamps), fmt.pack_body(item)
+        released, refused = item.is_signal(), fmt.refused(item)
+        places = np.flatnonzero(released | refused).tolist()
+        n_refused = int(np.count_nonzero(refused))
+        row = (
+            frame_id,
+            item.stream,
+            item.event_time_ns,
+            item.revision,
+            fmt.signed(item.epoch),
+            fmt.signed(item.seq),
+            item.bundle_id,
+            item.generator,
+            self._universe(item.symbols),
+            len(item.symbols),
+            len(places) - n_refused,
+            n_refused,
+            fmt.row_crc(item, stamps, body),
+            stamps,
+            body,
+        )
+        if self._db.execute(_INSERT_FRAME, row).rowcount != 1:
+            return False
+        action, reasons, score = item.action.tolist(), item.reasons.tolist(), item.score.tolist()
+        self._db.executemany(
+            _INSERT_SIGNAL,
+            [(frame_id, i, item.symbols[i], action[i], reasons[i], score[i]) for i in places],
+        )
+        return True
+
+    def _compare_with_first(self, item: Decisions) -> None:
+        where = 'WHERE f.stream = ? AND f.event_time_ns = ? AND f.revision = ?'
+        first = next(self._frames(where, (item.stream, item.event_time_ns, item.revision)))
+        if fmt.same_proposal(first, item):
+            return
+        self._put_meta('conflicts', str(int(self.get_meta('conflicts') or 0) + 1))
+        text = (
+            f'bundle {item.bundle_id}, seq {item.seq} says something else than bundle '
+            f'{first.bundle_id}, seq {first.seq}, which came first and is kept; '
+            'look for two producers on one stream, or two bundles'
+        )
+        subject = f'{item.stream} {item.event_time_ns} revision {item.revision}'
+        self._insert_events(
+            [Event(time.time_ns(), Level.ERROR, 'journal', 'decision_conflict', subject, text)]
+        )
+
+    def _insert_predictions(self, predictions: Sequence[Predictions]) -> None:
+        for item in predictions:
+            row = (
+                item.stream,
+                item.event_time_ns,
+                item.revision,
+                fmt.signed(item.epoch),
+                fmt.signed(item.seq),
+                item.bundle_id,
+                fmt.pack_names(item.generators),
+                item.served,
+                self._universe(item.symbols),
+                fmt.pack_predictions(item),
+            )
+            self._db.execute(_INSERT_PREDICTIONS, row)
+        self._trim(len(predictions))
+
+    def _insert_events(self, events: Sequence[Event]) -> None:
+        self._db.executemany(
+            _INSERT_EVENT,
+            [(e.stamp_ns, int(e.level), e.source, e.kind, e.subject, e.text) for e in events],
+        )
+        self._trim(len(events))
+
+    def _trim(self, added: int) -> None:
+        self._since_trim += added
+        if added and self._since_trim >= _TRIM_EVERY:
+            self._since_trim = 0
+            for table, limit in self._limits.items():
+                self._db.execute(
+                    f'DELETE FROM {table} WHERE id <= (SELECT MAX(id) FROM {table}) - ?', (limit,)
+                )
+
+    def _universe(self, symbols: tuple[str, ...]) -> int:
+        found = self._universes.get(symbols)
+        if found is None:
+            names = (fmt.pack_names(symbols),)
+            self._db.execute('INSERT OR IGNORE INTO universes (names) VALUES (?)', names)
+            row = self._db.execute('SELECT id FROM universes WHERE names = ?', names).fetchone()
+            found = int(row[0])
+            self._universes[symbols] = found
+        return found
+
+    def _put_meta(self, key: str, value: str) -> None:
+        self._db.execute('INSERT OR REPLACE INTO meta VALUES (?,?)', (key, value))

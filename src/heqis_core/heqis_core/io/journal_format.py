@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal's schema and the bytes of its packed rows. No connection is opened here.
+
+A frame of S decisions is one row of `frames`. Its `body` is the columns one after the other,
+little-endian, no padding, 37 bytes a symbol:
+
+    int64   valid_until_ns   (S,)
+    float32 score            (S,)
+    float32 target_position  (S,)
+    float32 probabilities    (S, 3)  down, flat, up of each symbol
+    float32 predicted_return (S,)
+    uint32  reasons          (S,)
+    uint8   action           (S,)
+
+`stamps` is int64 (10,), the stages of `heqis_core.frame.Stage`; COMMITTED stands in `commits`,
+because it is known only after the row is durable. `crc` is zlib.crc32 over the row's key, bundle
+id, generator, stamps and body. A row of `predictions` has as body float32 log_return (G, S),
+then float32 probabilities (G, S, 3). uint64 values (epoch, seq) are stored as SQLite's signed
+64-bit integers, two's complement.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.decision import Action, Decisions, Predictions, Reason
+from heqis_core.errors import JournalError
+from heqis_core.frame import N_STAGES
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x4845514A
+"""`PRAGMA application_id` of a journal: HEQJ."""
+
+BYTES_PER_SYMBOL = 37
+
+REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
+"""Reasons by which the risk gate turns a signal into NONE."""
+
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE universes (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);
+CREATE TABLE frames (
+    id INTEGER PRIMARY KEY,
+    stream TEXT NOT NULL,
+    event_time_ns INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    bundle_id TEXT NOT NULL,
+    generator TEXT NOT NULL,
+    universe INTEGER NOT NULL REFERENCES universes (id),
+    n_symbols INTEGER NOT NULL,
+    n_signals INTEGER NOT NULL,
+    n_refused INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    stamps BLOB NOT NULL,
+    body BLOB NOT NULL,
+    UNIQUE (stream, event_time_ns, revision)
+);
+CREATE TABLE signal_index (
+    frame INTEGER NOT NULL REFERENCES frames (id),
+    place INTEGER NOT NULL,
+    symbol TEXT NOT NULL,
+    action INTEGER NOT NULL,
+    reasons INTEGER NOT NULL,
+    score REAL,
+    PRIMARY KEY (frame, place)
+) WITHOUT ROWID;
+CREATE TABLE commits (
+    first_frame INTEGER PRIMARY KEY,
+    last_frame INTEGER NOT NULL,
+    committed_ns INTEGER NOT NULL
+);
+CREATE TABLE predictions (
+    id INTEGER PRIMARY KEY,
+    stream TEXT NOT NULL,
+    event_time_ns INTEGER NOT NULL,
+    revision INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    bundle_id TEXT NOT NULL,
+    generators TEXT NOT NULL,
+    served TEXT NOT NULL,
+    universe INTEGER NOT NULL REFERENCES universes (id),
+    body BLOB NOT NULL
+);
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY,
+    stamp_ns INTEGER NOT NULL,
+    level INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    text TEXT NOT NULL
+);
+"""
+
+
+def signed(value: int) -> int:
+    """Return a uint64 as the int64 with the same bits."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def unsigned(value: int) -> int:
+    """Return an int64 as the uint64 with the same bits."""
+    return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def pack_names(names: tuple[str, ...]) -> str:
+    """Return a list of names as JSON text."""
+    return msgspec.json.encode(names).decode()
+
+
+def unpack_names(text: str) -> tuple[str, ...]:
+    """Return the names of `pack_names`."""
+    return msgspec.json.decode(text, type=tuple[str, ...])
+
+
+def pack_body(item: Decisions) -> bytes:
+    """Return the packed columns of one frame; JournalError if one is no `len(symbols)` long."""
+    body = b''.join(
+        (
+            item.valid_until_ns.astype('<i8', copy=False).tobytes(),
+            item.score.astype('<f4', copy=False).tobytes(),
+            item.target_position.astype('<f4', copy=False).tobytes(),
+            item.probabilities.astype('<f4', copy=False).tobytes(),
+            item.predicted_return.astype('<f4', copy=False).tobytes(),
+            item.reasons.astype('<u4', copy=False).tobytes(),
+            item.action.astype('u1', copy=False).tobytes(),
+        )
+    )
+    if len(body) != BYTES_PER_SYMBOL * len(item.symbols):
+        raise JournalError(
+            f'frame {item.stream} {item.event_time_ns} revision {item.revision}: the columns have '
+            f'{len(body)} bytes, not {BYTES_PER_SYMBOL} for each of {len(item.symbols)} symbols; '
+            'this is a bug of whoever made it'
+        )
+    return body
+
+
+def unpack_body(body: bytes, n: int) -> tuple[npt.NDArray[Any], ...]:
+    """Return the columns of a packed body in the order of `Decisions`; JournalError if damaged."""
+    if len(body) != BYTES_PER_SYMBOL * n:
+        raise JournalError(
+            f'packed row has {len(body)} bytes, not {BYTES_PER_SYMBOL} for each of {n} symbols'
+        )
+    columns: dict[str, npt.NDArray[Any]] = {}
+    offset = 0
+    for name, dtype, width in _LAYOUT:
+        column = np.frombuffer(body, dtype, n * width, offset)
+        columns[name] = column.reshape(n, width) if width > 1 else column
+        offset += column.nbytes
+    return tuple(columns[name] for name in _IN_DECISIONS)
+
+
+def pack_stamps(stamps: npt.NDArray[np.int64]) -> bytes:
+    """Return the stage stamps as bytes, 8 for each of N_STAGES."""
+    data = stamps.astype('<i8', copy=False).tobytes()
+    if len(data) != 8 * N_STAGES:
+        raise JournalError(f'{len(data) // 8} stage stamps, not {N_STAGES}')
+    return data
+
+
+def row_crc(item: Decisions, stamps: bytes, body: bytes) -> int:
+    """Return the checksum that is stored with a frame."""
+    head = (
+        f'{item.stream}\0{item.event_time_ns}\0{item.revision}\0{item.bundle_id}\0{item.generator}'
+    )
+    return zlib.crc32(body, zlib.crc32(stamps, zlib.crc32(head.encode())))
+
+
+def refused(item: Decisions) -> npt.NDArray[np.bool_]:
+    """Return bool (S,): which decisions were signals until the risk gate refused them."""
+    by_gate: npt.NDArray[np.bool_] = (item.reasons & np.uint32(REFUSALS)) != 0
+    hit: npt.NDArray[np.bool_] = by_gate & (item.action == np.uint8(Action.NONE))
+    return hit
+
+
+def same_proposal(one: Decisions, other: Decisions) -> bool:
+    """Whether two frames of one key say the same, whatever the risk gate made of either.
+
+    Compares symbols, bundle, generator, score, probabilities and predicted return bit for bit,
+    the reasons but for the gate's own, and the actions where neither was refused. Stamps, epoch
+    and seq may differ.
+    """
+    head = ('symbols', 'bundle_id', 'generator')
+    if any(getattr(one, name) != getattr(other, name) for name in head):
+        return False
+    columns = ('score', 'probabilities', 'predicted_return')
+    if any(getattr(one, name).tobytes() != getattr(other, name).tobytes() for name in columns):
+        return False
+    keep = np.uint32(~int(REFUSALS) & 0xFFFF_FFFF)
+    if not np.array_equal(one.reasons & keep, other.reasons & keep):
+        return False
+    untouched = ~(refused(one) | refused(other))
+    return bool(np.array_equal(one.action[untouched], other.action[untouched]))
+
+
+def pack_predictions(item: Predictions) -> bytes:
+    """Return the packed body of one frame's predictions."""
+    return b''.join(
+        column.astype('<f4', copy=False).tobytes()
+        for column in (item.log_return, item.probabilities)
+    )
+
+
+def unpack_predictions(
+    body: bytes, n_generators: int, n: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return log_return (G, S) and probabilities (G, S, 3); JournalError if damaged."""
+    values = np.frombuffer(body, '<f4')
+    cells = n_generators * n
+    if len(values) != 4 * cells:
+        raise JournalError(f'packed predictions have {len(values)} values, not {4 * cells}')
+    return values[:cells].reshape(n_generators, n), values[cells:].reshape(n_generators, n, 3)
+
+
+_LAYOUT = (
+    ('valid_until_ns', np.dtype('<i8'), 1),
+    ('score', np.dtype('<f4'), 1),
+    ('target_position', np.dtype('<f4'), 1),
+    ('probabilities', np.dtype('<f4'), 3),
+    ('predicted_return', np.dtype('<f4'), 1),
+    ('reasons', np.dtype('<u4'), 1),
+    ('action', np.dtype('u1'), 1),
+)
+_IN_DECISIONS = (
+    'action',
+    'reasons',
+    'score',
+    'target_position',
+    'probabilities',
+    'predicted_return',
+    'valid_until_ns',
+)

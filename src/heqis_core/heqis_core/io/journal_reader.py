@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked of a journal. Nothing is written here; `journal.py` opens and writes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core import digest
+from heqis_core.control import Event, Level
+from heqis_core.decision import Action, Decisions, Predictions
+from heqis_core.errors import JournalError
+from heqis_core.frame import N_STAGES, Stage
+from heqis_core.io import journal_file as file
+from heqis_core.io import journal_format as fmt
+
+_SELECT_FRAME = """
+SELECT f.stream, f.epoch, f.seq, f.event_time_ns, f.revision, f.bundle_id, f.generator, u.names,
+       f.crc, f.stamps, f.body, c.committed_ns
+FROM frames f JOIN universes u ON u.id = f.universe
+LEFT JOIN commits c ON c.last_frame >= f.id
+     AND c.first_frame = (SELECT MAX(first_frame) FROM commits WHERE first_frame <= f.id)
+"""
+_SELECT_STAMPS = """
+SELECT f.stamps, f.n_signals, COALESCE(c.committed_ns, 0) FROM frames f
+LEFT JOIN commits c ON c.last_frame >= f.id
+     AND c.first_frame = (SELECT MAX(first_frame) FROM commits WHERE first_frame <= f.id)
+"""
+_SELECT_PREDICTIONS = """
+SELECT p.stream, p.epoch, p.seq, p.event_time_ns, p.revision, p.bundle_id, p.generators, p.served,
+       u.names, p.body
+FROM predictions p JOIN universes u ON u.id = p.universe ORDER BY p.id
+"""
+_TABLES = ('predictions', 'events')
+
+
+class JournalReader:
+    """The questions; `Journal` adds opening and writing."""
+
+    path: Path
+    _db: sqlite3.Connection
+    _names: dict[str, tuple[str, ...]]
+    _published: int
+
+    def get_meta(self, key: str) -> str | None:
+        """Return the text kept under a name, or None."""
+        row = self._one('SELECT value FROM meta WHERE key = ?', (key,))
+        return None if row is None else str(row[0])
+
+    def frames(self) -> Iterator[Decisions]:
+        """Yield every frame in order of (stream, event time, revision)."""
+        yield from self._frames('ORDER BY f.stream, f.event_time_ns, f.revision')
+
+    def unpublished(self) -> list[Decisions]:
+        """Return, in order of their commit, the frames not known to have been published."""
+        return list(self._frames('WHERE f.id > ? ORDER BY f.id', (self._published,)))
+
+    def newest(self) -> dict[str, Decisions]:
+        """Return the frame with the newest event time of each stream."""
+        where = 'WHERE f.stream = ? ORDER BY f.event_time_ns DESC, f.revision DESC LIMIT 1'
+        streams = [row[0] for row in self._rows('SELECT DISTINCT stream FROM frames')]
+        return {stream: next(self._frames(where, (stream,))) for stream in streams}
+
+    def decisions(self) -> Iterator[digest.DecisionRow]:
+        """Yield each decision in key order: stream, symbol, event time, revision."""
+        with self._snapshot():
+            yield from digest.rows(self.frames)
+
+    def signals_digest(self) -> str:
+        """Return the sha256 over every decision in key order; `heqis_core.digest` defines it."""
+        with self._snapshot():
+            return digest.signals_digest(self.frames)
+
+    def last_event_time_ns(self, stream: str | None = None) -> int | None:
+        """Return the newest event time of one stream, or of all; None if there is no frame."""
+        sql = 'SELECT MAX(event_time_ns) FROM frames WHERE stream = COALESCE(?, stream)'
+        value = self._one(sql, (stream,))[0]
+        return None if value is None else int(value)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of each the journal holds.
+
+        Keys: frames, decisions, signals, refused, predictions, predictions_trimmed, events,
+        events_trimmed, conflicts.
+        """
+        names = ('frames', 'decisions', 'signals', 'refused')
+        sql = 'SELECT COUNT(*), TOTAL(n_symbols), TOTAL(n_signals), TOTAL(n_refused) FROM frames'
+        result = {name: int(n) for name, n in zip(names, self._one(sql), strict=True)}
+        for table in _TABLES:
+            rows, first = self._one(f'SELECT COUNT(*), COALESCE(MIN(id), 1) FROM {table}')
+            result[table], result[f'{table}_trimmed'] = int(rows), int(first) - 1
+        result['conflicts'] = int(self.get_meta('conflicts') or 0)
+        return result
+
+    def signals_by_symbol(self) -> dict[str, int]:
+        """Return the number of released signals of each symbol that has any."""
+        sql = 'SELECT symbol, COUNT(*) FROM signal_index WHERE action >= ? GROUP BY symbol'
+        return {str(symbol): int(n) for symbol, n in sorted(self._rows(sql, (int(Action.BUY),)))}
+
+    def latency_us(self) -> dict[str, dict[str, float]]:
+        """Return `p50`, `p99` (microseconds, exact: nearest rank) and `count` of each stage.
+
+        A stage's duration is its stamp minus the last earlier stamp of that frame; a frame that
+        did not reach the stage does not count. `ingest_to_signal` is COMMITTED minus INGEST of
+        the frames that hold at least one signal. The stamps of a key are those of its first
+        delivery; a frame whose commit time was lost to a kill is left out where that is needed.
+        """
+        stamps, has_signal = self._stamps()
+        result: dict[str, dict[str, float]] = {}
+        reached = stamps[:, Stage.INGEST].copy()
+        for stage in list(Stage)[1:]:
+            column = stamps[:, stage]
+            both = (column > 0) & (reached > 0)
+            _add_percentiles(result, stage.name.lower(), (column - reached)[both])
+            reached = np.where(column > 0, column, reached)
+        whole = stamps[:, Stage.COMMITTED] - stamps[:, Stage.INGEST]
+        known = (stamps[:, Stage.COMMITTED] > 0) & (stamps[:, Stage.INGEST] > 0)
+        _add_percentiles(result, 'ingest_to_signal', whole[known & has_signal])
+        return result
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events that are kept, oldest first."""
+        sql = 'SELECT stamp_ns, level, source, kind, subject, text FROM events ORDER BY id'
+        for stamp_ns, level, *texts in self._rows(sql):
+            yield Event(int(stamp_ns), Level(level), *texts)
+
+    def predictions(self) -> Iterator[Predictions]:
+        """Yield the predictions that are kept, oldest first."""
+        for row in self._rows(_SELECT_PREDICTIONS):
+            stream, epoch, seq, event_ns, revision, bundle, generators, served, names, body = row
+            models, symbols = fmt.unpack_names(generators), self._symbols(names)
+            values = fmt.unpack_predictions(body, len(models), len(symbols))
+            head = (stream, fmt.unsigned(epoch), fmt.unsigned(seq), event_ns, revision, bundle)
+            yield Predictions(*head, models, served, symbols, *values)
+
+    def _symbols(self, names: str) -> tuple[str, ...]:
+        symbols = self._names.get(names)
+        if symbols is None:
+            symbols = self._names[names] = fmt.unpack_names(names)
+        return symbols
+
+    def _frames(self, where: str, args: Sequence[object] = ()) -> Iterator[Decisions]:
+        for row in self._rows(_SELECT_FRAME + where, args):
+            stream, epoch, seq, event_ns, revision, bundle, generator, names, *rest = row
+            crc, stamps, body, committed_ns = rest
+            symbols = self._symbols(names)
+            head = (stream, fmt.unsigned(epoch), fmt.unsigned(seq), event_ns, revision, bundle)
+            times = np.frombuffer(stamps, '<i8').copy()
+            columns: Any = (*fmt.unpack_body(body, len(symbols)), times)
+            item = Decisions(*head, generator, symbols, *columns)
+            if fmt.row_crc(item, stamps, body) != crc:
+                text = f'frame {stream} {event_ns} revision {revision} fails its checksum'
+                raise JournalError(file.damaged(self.path, text))
+            times[Stage.COMMITTED] = committed_ns or 0
+            yield item
+
+    def _stamps(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        rows = list(self._rows(_SELECT_STAMPS))
+        stamps = np.frombuffer(b''.join(row[0] for row in rows), '<i8').copy()
+        stamps = stamps.reshape(-1, N_STAGES)
+        stamps[:, Stage.COMMITTED] = [row[2] for row in rows]
+        return stamps, np.array([row[1] > 0 for row in rows], np.bool_)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        # Several passes over the frames must see the same ones, whatever is written meanwhile.
+        self._db.execute('BEGIN')
+        try:
+            yield
+        finally:
+            self._db.execute('ROLLBACK')
+
+    def _rows(self, sql: str, args: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(sql, args)
+        except sqlite3.Error as error:
+            raise file.failure(self.path, error) from error
+
+    def _one(self, sql: str, args: Sequence[object] = ()) -> Any:
+        return next(self._rows(sql, args), None)
+
+
+def _add_percentiles(
+    result: dict[str, dict[str, float]], name: str, ns: npt.NDArray[np.int64]
+) -> None:
+    if len(ns):
+        p50, p99 = np.percentile(ns, (50, 99), method='inverted_cdf') / 1000
+        result[name] = {'p50': float(p50), 'p99': float(p99), 'count': len(ns)}

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ZeroMQ link: frames one way, decisions back, and requests for missed frames.
+
+    gateway                                   compute
+    frames     PUSH   connects  ───────────▶  PULL   binds
+    decisions  PULL   binds     ◀───────────  PUSH   connects
+    requests   ROUTER binds     ◀──────────▶  DEALER connects
+
+Threads: each socket has a lock, so every method may be called from any thread, and two methods
+that use different sockets never wait for one another (`send`, `recv_decisions` and `serve`;
+`recv`, `send_decisions` and `request`). `close` may come from any thread and makes a waiting call
+return within a tenth of a second. Losses: each queue holds at most `hwm` messages and its policy
+is to block until the timeout; nothing is dropped by a standing connection. What a broken
+connection takes with it shows as `missing` on the other side.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import zmq
+
+from heqis_core import wire
+from heqis_core.decision import Decisions
+from heqis_core.envelope import MAX_BODY
+from heqis_core.errors import LinkError, WireError
+from heqis_core.frame import FeatureFrame, Stage, stamp
+from heqis_core.io.zmq_channel import Channel, Inbox
+from heqis_core.io.zmq_security import AllowList, LinkSecurity, check_endpoints
+from heqis_core.link import MissedReply, MissedRequest
+
+T = TypeVar('T')
+OnError = Callable[[str], None]
+_REQUEST_BYTES = 4096
+_REPLY_BYTES = 1 << 26
+
+
+class _End:
+    """What both ends share: context, channels, allow-list, counters and the last error."""
+
+    def __init__(
+        self, endpoints: dict[str, str], security: LinkSecurity | None, on_error: OnError | None
+    ) -> None:
+        check_endpoints(endpoints.values(), security)
+        self._security = security
+        self._on_error = on_error
+        self._told: set[str] = set()
+        self._last_error = ''
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._channels: list[Channel] = []
+        self._counts: list[dict[str, int]] = []
+        self._allow = AllowList(self._context, security.allowed) if security is not None else None
+        self._close_lock = threading.Lock()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Return a snapshot of the counters; docs/wire-format.md says what each one means."""
+        total: dict[str, int] = {'refused': self._allow.refused if self._allow is not None else 0}
+        for counts in self._counts:
+            for name, value in counts.items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    @property
+    def last_error(self) -> str:
+        """Return the most recent fault as one line; empty if there was none."""
+        return self._last_error
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Return the endpoints by name, with the real port where `tcp://127.0.0.1:*` was given."""
+        return {channel.name: channel.endpoint for channel in self._channels}
+
+    @property
+    def closed(self) -> bool:
+        """Return whether `close` was called."""
+        return self._context.closed
+
+    def close(self) -> None:
+        """Free everything; a call that waits in another thread returns empty-handed."""
+        with self._close_lock:
+            for channel in self._channels:
+                channel.close()
+            if self._allow is not None:
+                self._allow.close()
+                self._allow = None
+            self._context.term()
+
+    def _open(
+        self, kind: int, name: str, endpoint: str, bind: bool, hwm: int, max_message: int
+    ) -> Channel:
+        try:
+            channel = Channel(
+                self._context, kind, endpoint,
+                name=name, bind=bind, hwm=hwm, security=self._security, max_message=max_message,
+            )  # fmt: skip
+        except LinkError:
+            self.close()
+            raise
+        self._channels.append(channel)
+        return channel
+
+    def _count(self, *names: str) -> dict[str, int]:
+        counts = dict.fromkeys(names, 0)
+        self._counts.append(counts)
+        return counts
+
+    def _receive(
+        self,
+        channel: Channel,
+        inbox: Inbox,
+        counts: dict[str, int],
+        decode: Callable[[memoryview], T],
+        timeout_ms: int,
+    ) -> T | None:
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            view = inbox.recv(channel, timeout_ms)
+            if view is None:
+                if channel.error:
+                    self._fault('truncated', channel.error)
+                    channel.error = ''
+                return None
+            counts['received'] += 1
+            counts['received_bytes'] += len(view)
+            try:
+                return decode(view)
+            except WireError as exc:
+                counts['bad'] += 1
+                self._fault(f'bad {channel.name}', f'{channel.name}: malformed message: {exc}')
+            timeout_ms = _left_ms(deadline)
+
+    def _unsent(self, channel: Channel) -> None:
+        reason = channel.peer_fault()
+        if reason:
+            self._fault('handshake', f'{channel.name}: {channel.endpoint}: {reason}')
+        else:
+            self._last_error = (
+                f'{channel.name}: no peer at {channel.endpoint} took a message in time'
+            )
+
+    def _fault(self, kind: str, text: str) -> None:
+        self._last_error = text
+        if kind not in self._told:
+            self._told.add(kind)
+            if self._on_error is not None:
+                self._on_error(text)
+
+
+class GatewayLink(_End):
+    """The gateway's end: sends frames, receives decisions, answers for missed frames."""
+
+    def __init__(
+        self,
+        frames: str = 'tcp://127.0.0.1:5555',
+        decisions: str = 'tcp://127.0.0.1:5556',
+        requests: str = 'tcp://127.0.0.1:5557',
+        *,
+        security: LinkSecurity | None = None,
+        hwm: int = 64,
+        slots: int = 32,
+        slot_bytes: int = 1 << 20,
+        on_error: OnError | None = None,
+    ) -> None:
+        """Connect to `frames` and bind `decisions` and `requests`.
+
+        `on_error` gets each kind of fault once, as one line. Raises LinkError that names the
+        endpoint or key file.
+        """
+        super().__init__(
+            {'frames': frames, 'decisions': decisions, 'requests': requests}, security, on_error
+        )
+        self._frames = self._open(zmq.PUSH, 'frames', frames, False, hwm, _REQUEST_BYTES)
+        self._decisions = self._open(zmq.PULL, 'decisions', decisions, True, hwm, MAX_BODY)
+        self._requests = self._open(zmq.ROUTER, 'requests', requests, True, hwm, _REQUEST_BYTES)
+        self._inbox = Inbox(slots, slot_bytes)
+        self._encoder, self._decoder = wire.Encoder(), wire.Decoder()
+        self._encode_lock, self._decode_lock, self._serve_lock = (
+            threading.Lock() for _ in range(3)
+        )
+        self._out = self._count('sent', 'sent_bytes', 'send_timeouts')
+        self._in = self._count('received', 'received_bytes', 'bad')
+        self._served = self._count('requests', 'replies_lost', 'bad')
+        self._counts.append(self._inbox.counters)
+
+    def send(self, frame: FeatureFrame, timeout_ms: int) -> bool:
+        """Stamp SENT and hand one frame over; return False, counted, if no peer took it in time.
+
+        Raises WireError that names the tensor or field if the frame does not fit the wire format.
+        """
+        with self._encode_lock:
+            stamp(frame.stamps, Stage.SENT)
+            message = self._encoder.frame(frame)
+            if self._frames.send(message, timeout_ms):
+                self._out['sent'] += 1
+                self._out['sent_bytes'] += len(message)
+                return True
+            self._out['send_timeouts'] += 1
+        self._unsent(self._frames)
+        return False
+
+    def recv_decisions(self, timeout_ms: int) -> Decisions | None:
+        """Return the next decisions, or None if none came in time; malformed ones are counted."""
+        with self._decode_lock:
+            return self._receive(
+                self._decisions, self._inbox, self._in, self._decoder.decisions, timeout_ms
+            )
+
+    def serve(
+        self, handler: Callable[[MissedRequest], MissedReply], timeout_ms: int = 100
+    ) -> bool:
+        """Answer at most one request for missed frames; return whether one was answered.
+
+        A reply carries as many of its frames as fit into 64 MiB; the other end asks again for the
+        rest. What `handler` raises comes out of this call.
+        """
+        with self._serve_lock:
+            parts = self._requests.recv_parts(timeout_ms)
+            if parts is None:
+                return False
+            try:
+                if len(parts) not in (2, 3):  # a REQ socket puts an empty part before its message
+                    raise WireError(f'{len(parts)} parts, expected an identity and one message')
+                request, request_id = wire.decode_request(parts[-1])
+            except WireError as exc:
+                self._served['bad'] += 1
+                self._fault('bad request', f'requests: malformed message: {exc}')
+                return False
+            self._served['requests'] += 1
+            reply = wire.encode_reply(handler(request), request_id, _REPLY_BYTES)
+            if not self._requests.send_parts([*parts[:-1], reply], 1000):
+                self._served['replies_lost'] += 1
+                return False
+            return True
+
+
+class ComputeLink(_End):
+    """The compute board's end: receives frames, sends decisions, asks for missed frames."""
+
+    def __init__(
+        self,
+        frames: str = 'tcp://127.0.0.1:5555',
+        decisions: str = 'tcp://127.0.0.1:5556',
+        requests: str = 'tcp://127.0.0.1:5557',
+        *,
+        security: LinkSecurity | None = None,
+        hwm: int = 64,
+        slots: int = 64,
+        slot_bytes: int = 1 << 21,
+        on_error: OnError | None = None,
+    ) -> None:
+        """Bind `frames` and connect to `decisions` and `requests`.
+
+        `on_error` gets each kind of fault once, as one line. Raises LinkError that names the
+        endpoint or key file.
+        """
+        super().__init__(
+            {'frames': frames, 'decisions': decisions, 'requests': requests}, security, on_error
+        )
+        self._frames = self._open(zmq.PULL, 'frames', frames, True, hwm, MAX_BODY)
+        self._decisions = self._open(zmq.PUSH, 'decisions', decisions, False, hwm, _REQUEST_BYTES)
+        self._requests = self._open(zmq.DEALER, 'requests', requests, False, hwm, MAX_BODY)
+        self._inbox = Inbox(slots, slot_bytes)
+        self._encoder, self._decoder, self._reply_decoder = (
+            wire.Encoder(),
+            wire.Decoder(),
+            wire.Decoder(),
+        )
+        self._encode_lock, self._decode_lock, self._ask_lock = (threading.Lock() for _ in range(3))
+        self._expected: int | None = None
+        self._request_id = 0
+        self._out = self._count('sent', 'sent_bytes', 'send_timeouts')
+        self._in = self._count('received', 'received_bytes', 'bad', 'missing', 'repeated')
+        self._asked = self._count('requests', 'request_timeouts', 'late_replies', 'bad')
+        self._counts.append(self._inbox.counters)
+
+    def recv(self, timeout_ms: int) -> FeatureFrame | None:
+        """Return the next frame with RECEIVED stamped, or None if none came in time.
+
+        Its tensors are read-only views that stay good for as long as they are held. Malformed
+        messages are counted and skipped.
+        """
+        with self._decode_lock:
+            frame = self._receive(
+                self._frames, self._inbox, self._in, self._decoder.frame, timeout_ms
+            )
+            if frame is not None:
+                stamp(frame.stamps, Stage.RECEIVED)
+                self._follow(frame.seq)
+            return frame
+
+    def send_decisions(self, decisions: Decisions, timeout_ms: int) -> bool:
+        """Hand decisions over; return False, counted, if no peer took them in time.
+
+        Raises WireError that names the column or field if they do not fit the wire format.
+        """
+        with self._encode_lock:
+            message = self._encoder.decisions(decisions)
+            if self._decisions.send(message, timeout_ms):
+                self._out['sent'] += 1
+                self._out['sent_bytes'] += len(message)
+                return True
+            self._out['send_timeouts'] += 1
+        self._unsent(self._decisions)
+        return False
+
+    def request(
+        self, epoch: int, first_seq: int, last_seq: int, timeout_ms: int
+    ) -> MissedReply | None:
+        """Ask for frames again, both ends inclusive.
+
+        `last_seq < first_seq` asks for the position alone. An answer too large for one message is
+        put together from several. Returns None, counted, if no whole answer came in time.
+        """
+        deadline = time.monotonic() + timeout_ms / 1000
+        frames: list[FeatureFrame] = []
+        producer, first = epoch, first_seq
+        with self._ask_lock:
+            while True:
+                reply = self._ask(MissedRequest(epoch, first, last_seq), deadline)
+                if reply is None:
+                    self._asked['request_timeouts'] += 1
+                    self._unsent(self._requests)
+                    return None
+                if (
+                    frames and reply.epoch != producer
+                ):  # restarted in between: its frames may be others
+                    frames, producer, first = [], reply.epoch, first_seq
+                    continue
+                producer = reply.epoch
+                if (
+                    frames and reply.frames and reply.frames[0].seq != first
+                ):  # the ring has moved on
+                    frames = []
+                frames.extend(reply.frames)
+                if not reply.frames or frames[-1].seq >= min(last_seq, reply.next_seq - 1):
+                    return replace(reply, frames=frames)
+                first = frames[-1].seq + 1
+
+    def _ask(self, request: MissedRequest, deadline: float) -> MissedReply | None:
+        self._request_id += 1
+        self._asked['requests'] += 1
+        if not self._requests.send(
+            wire.encode_request(request, self._request_id), _left_ms(deadline)
+        ):
+            return None
+        while (parts := self._requests.recv_parts(_left_ms(deadline))) is not None:
+            try:
+                reply, request_id = self._reply_decoder.reply(parts[-1])
+            except WireError as exc:
+                self._asked['bad'] += 1
+                self._fault('bad reply', f'requests: malformed message: {exc}')
+                continue
+            if request_id == self._request_id:
+                return reply
+            self._asked['late_replies'] += 1
+        return None
+
+    def _follow(self, seq: int) -> None:
+        expected = self._expected
+        if expected is not None and seq < expected:
+            self._in['repeated'] += 1
+            return
+        if expected is not None:
+            self._in['missing'] += seq - expected
+        self._expected = seq + 1
+
+
+def _left_ms(deadline: float) -> int:
+    return max(0, int((deadline - time.monotonic()) * 1000))

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a bundle: its fields, its id, and the checks of its fields and files.
+
+What a bundle does (load, verify, write) lives in `heqis_core.bundle`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from heqis_core.errors import BundleError
+from heqis_core.strategy import StrategyConfig
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = 'manifest.json'
+CLASSES = ('down', 'flat', 'up')
+GENERATOR_OUTPUTS = ('log_return', 'probabilities')
+"""Outputs that every generator has: float32 (tile,) and float32 (tile, 3)."""
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILE_BYTES = 512 << 20
+MAX_TOTAL_BYTES = 2 << 30
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Digest = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{64}$')]
+ShortId = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]
+Name = Annotated[str, msgspec.Meta(pattern='^[a-z][a-z0-9_]*$')]
+
+RELATIVE_PATH = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*')
+EXPORT_AGAIN = 'copy the bundle again from where it was made, or train it again'
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the manifest: immutable, and without fields that this version does not know."""
+
+
+class FileEntry(_Part):
+    """Hash and size of one file."""
+
+    sha256: Digest
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
+
+
+class FeaturesPart(_Part):
+    """The feature spec, and the names of a frame's F + K columns: indicators, then factors."""
+
+    spec_file: str
+    spec_id: ShortId
+    names: tuple[str, ...]
+
+
+class EncoderPart(_Part):
+    """The factor encoder: the last `window` scaled indicator rows to `factors` numbers.
+
+    `horizon` is the number of frames within which those rows must lie.
+    """
+
+    file: str
+    window: Count
+    horizon: Count
+    tile: Count
+    factors: Count
+    input: str
+    output: str
+
+
+class WindowPart(_Part):
+    """Rows W of the longest window, and the frames H within which they must lie."""
+
+    length: Count
+    horizon: Count
+
+
+class GeneratorPart(_Part):
+    """One generator: input float32 (tile, window, F+K), outputs at least `GENERATOR_OUTPUTS`."""
+
+    name: Name
+    file: str
+    tile: Count
+    window: Count
+
+
+class DataPart(_Part):
+    """The bars that training touched: nothing after `last_ns`."""
+
+    fingerprint: Digest
+    symbols: tuple[str, ...]
+    bars: Count
+    first_ns: int
+    last_ns: int
+
+
+class MetricRow(_Part):
+    """One line of the metrics table: a model or a floor, on one part of the data.
+
+    Intervals are 95 % bootstrap intervals [low, high]; None where a figure does not apply.
+    """
+
+    model: str
+    part: str
+    samples: int
+    mape_pct: float | None = None
+    mape_interval_pct: tuple[float, float] | None = None
+    accuracy_pct: float | None = None
+    accuracy_interval_pct: tuple[float, float] | None = None
+    gross_return_pct: float | None = None
+
+
+class Provenance(_Part):
+    """Where the bundle comes from; `training_s` is wall-clock time and no part of the id."""
+
+    data: DataPart
+    seed: int
+    settings: dict[str, int | float | str | None]
+    packages: dict[str, str]
+    metrics: tuple[MetricRow, ...]
+    metrics_note: str
+    training_s: float
+
+
+class Manifest(_Part):
+    """Everything that a board must know of a bundle, as stored in `manifest.json`."""
+
+    schema_version: int
+    bundle_id: str
+    created_at: str
+    features: FeaturesPart
+    scaler_file: str
+    encoder: EncoderPart | None
+    window: WindowPart
+    generators: tuple[GeneratorPart, ...]
+    served: str
+    classes: tuple[str, ...]
+    flat_band: float
+    strategy: StrategyConfig
+    trained_until_ns: int
+    provenance: Provenance
+    golden_file: str
+    files: dict[str, FileEntry]
+
+    def content_id(self) -> str:
+        """Return what `bundle_id` must be: 16 hex digits, a hash of all but the timestamps."""
+        content = msgspec.to_builtins(self)
+        for name in ('bundle_id', 'created_at'):
+            del content[name]
+        del content['provenance']['training_s']
+        return hashlib.sha256(msgspec.json.encode(content, order='sorted')).hexdigest()[:16]
+
+    def model_files(self) -> dict[str, str]:
+        """Return the file of each model by name: `encoder`, if there is one, then generators."""
+        encoder = {'encoder': self.encoder.file} if self.encoder else {}
+        return encoder | {part.name: part.file for part in self.generators}
+
+
+def factor_names(count: int) -> tuple[str, ...]:
+    """Return the names of `count` factor columns."""
+    return tuple(f'factor_{index}' for index in range(count))
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Return the manifest of a bundle folder, or raise BundleError that names the wrong field."""
+    path = root / MANIFEST_FILE
+    if not path.is_file():
+        found = 'a folder without one' if root.is_dir() else 'no such folder'
+        raise BundleError(
+            f'{path}: no manifest ({found}); give the folder that holds {MANIFEST_FILE}'
+        )
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f'{path}: {size} bytes, at most {MAX_MANIFEST_BYTES} are read; {EXPORT_AGAIN}'
+        )
+    data = path.read_bytes()
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f'{path}: schema_version is {version}, this version reads {SCHEMA_VERSION}; '
+                'train the bundle with this version of HEQIS'
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f'{path}: not a manifest: {error}; {EXPORT_AGAIN}') from error
+    _check_fields(path, manifest)
+    return manifest
+
+
+def check_files(root: Path, manifest: Manifest) -> None:
+    """Raise BundleError unless the folder holds exactly the listed files, none of them altered."""
+    total = sum(entry.bytes for entry in manifest.files.values())
+    if total > MAX_TOTAL_BYTES:
+        raise BundleError(
+            f'{root}: the files have {total} bytes, at most {MAX_TOTAL_BYTES} are read'
+        )
+    listed = {MANIFEST_FILE, *manifest.files}
+    for folder, folders, names in os.walk(root):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in (*names, *links):
+            relative = (Path(folder) / name).relative_to(root).as_posix()
+            if relative not in listed:
+                raise BundleError(
+                    f'{root / relative}: not listed in {MANIFEST_FILE}; remove it, '
+                    f'or {EXPORT_AGAIN}'
+                )
+    for name, entry in manifest.files.items():
+        path = _plain_file(root, name, entry)
+        with path.open('rb') as stream:
+            digest = hashlib.sha256()
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        _check_digest(path, digest.hexdigest(), entry)
+
+
+def read_checked(root: Path, name: str, entry: FileEntry) -> bytes:
+    """Return the bytes of one listed file, checked as they are read."""
+    path = _plain_file(root, name, entry)
+    data = path.read_bytes()
+    _check_digest(path, hashlib.sha256(data).hexdigest(), entry)
+    return data
+
+
+class _Version(msgspec.Struct):
+    schema_version: int
+
+
+def _check_fields(path: Path, manifest: Manifest) -> None:
+    def expect(good: bool, field: str, found: object, expected: str) -> None:
+        if not good:
+            raise BundleError(f'{path}: {field} is {found!r}, expected {expected}; {EXPORT_AGAIN}')
+
+    for name in manifest.files:
+        expect(RELATIVE_PATH.fullmatch(name) is not None, 'files', name, 'plain relative paths')
+    named = {
+        'features.spec_file': manifest.features.spec_file,
+        'scaler_file': manifest.scaler_file,
+        'golden_file': manifest.golden_file,
+        **{f'file of model {name!r}': file for name, file in manifest.model_files().items()},
+    }
+    for field, file in named.items():
+        expect(
+            file in manifest.files, field, file, f'one of the listed files {list(manifest.files)}'
+        )
+    generators = [part.name for part in manifest.generators]
+    unique = len({*generators, 'encoder'}) == len(generators) + 1
+    expect(unique, 'generators', generators, "different names, none of them 'encoder'")
+    expect(manifest.served in generators, 'served', manifest.served, f'one of {generators}')
+    expect(manifest.classes == CLASSES, 'classes', manifest.classes, f'{CLASSES}')
+    band = manifest.flat_band
+    expect(math.isfinite(band) and band > 0, 'flat_band', band, 'a positive log return')
+    buy, sell = manifest.strategy.buy_threshold, manifest.strategy.sell_threshold
+    expect(
+        -1 <= sell < buy <= 1, 'strategy', (sell, buy), '-1 <= sell_threshold < buy_threshold <= 1'
+    )
+    valid_for_s = manifest.strategy.valid_for_s
+    expect(
+        math.isfinite(valid_for_s) and valid_for_s > 0,
+        'strategy.valid_for_s',
+        valid_for_s,
+        'seconds > 0',
+    )
+    for field, part in (('window', manifest.window), ('encoder', manifest.encoder)):
+        if part is not None:
+            rows = part.length if isinstance(part, WindowPart) else part.window
+            expect(
+                part.horizon >= rows, f'{field}.horizon', part.horizon, f'at least {rows} frames'
+            )
+    longest = max((part.window for part in manifest.generators), default=0)
+    rows = manifest.window.length
+    expect(longest == rows, 'window.length', rows, f'the longest of the generators, {longest}')
+    last = manifest.provenance.data.last_ns
+    expect(
+        manifest.trained_until_ns >= last,
+        'trained_until_ns',
+        manifest.trained_until_ns,
+        f'at least {last}',
+    )
+    content_id = manifest.content_id()
+    expect(
+        manifest.bundle_id == content_id,
+        'bundle_id',
+        manifest.bundle_id,
+        f'{content_id!r} for this content',
+    )
+
+
+def _plain_file(root: Path, name: str, entry: FileEntry) -> Path:
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f'{path}: leads out of the bundle to {path.resolve()}; {EXPORT_AGAIN}')
+    if not path.is_file():
+        raise BundleError(
+            f'{path}: {"not a plain file" if path.exists() else "missing"}; {EXPORT_AGAIN}'
+        )
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(f'{path}: {size} bytes, the manifest says {entry.bytes}; {EXPORT_AGAIN}')
+    return path
+
+
+def _check_digest(path: Path, found: str, entry: FileEntry) -> None:
+    if found != entry.sha256:
+        raise BundleError(
+            f'{path}: sha256 is {found}, the manifest says {entry.sha256}; {EXPORT_AGAIN}'
+        )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a bar block to the tensors of a feature frame: indicators, scaler, factor encoder.
+
+Training, backtest, batch, replay and the live gateway call this one pipeline. The scaler is applied here
+and nowhere else; the factors of the encoder follow the scaled indicators as further columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.bars import CLOSE, BarBlock, BarStatus, BarTable
+from heqis_core.engine import Arrays, Engine, infer_tiled
+from heqis_core.features.spec import FeatureSpec
+from heqis_core.features.state import FeatureState
+from heqis_core.frame import Stage, new_stamps, stamp
+from heqis_core.scaler import Scaler
+from heqis_core.windows import Windows
+
+
+class FeaturePipeline:
+    """Advance the features of S symbols by one bar block at a time.
+
+    Args:
+        symbols: S names, in the order of every block.
+        spec: indicators to compute (F columns).
+        scaler: fitted on the same F columns.
+        encoder: loaded factor encoder, input float32 (tile, F, 1, T), one output float32 (tile, K)
+            or (tile, K, 1, 1); None leaves the factors out.
+        encoder_window: T, indicator rows that the encoder sees.
+        encoder_tile: rows of one encoder call.
+        horizon: frames within which those T rows must lie.
+    """
+
+    def __init__(
+        self,
+        symbols: Sequence[str],
+        spec: FeatureSpec,
+        scaler: Scaler,
+        encoder: Engine | None,
+        encoder_window: int,
+        encoder_tile: int,
+        horizon: int,
+    ) -> None:
+        self.symbols = tuple(symbols)
+        self._state = FeatureState(spec, len(self.symbols))
+        self._scaler = scaler
+        self._encoder = encoder
+        self._tile = encoder_tile
+        self._n_factors = encoder.specs()[1][0].shape[1] if encoder is not None else 0
+        self._n_indicators = len(spec.names)
+        self._windows = Windows(len(self.symbols), encoder_window, self._n_indicators, horizon)
+        factors = tuple(f'factor_{k}' for k in range(self._n_factors))
+        self.feature_names: tuple[str, ...] = tuple(spec.names) + factors
+
+    def step(
+        self, seq: int, block: BarBlock, stamps: npt.NDArray[np.int64] | None = None
+    ) -> Arrays:
+        """Return the tensors of frame `seq`: `features` (S, F+K), `status` (S,), `close` (S,).
+
+        A symbol is VALID only if each of its features is finite; a clean bar without that is WARMING.
+        """
+        stamps = new_stamps() if stamps is None else stamps
+        stamp(stamps, Stage.CLEANED)
+        features = np.full((len(self.symbols), len(self.feature_names)), np.nan, np.float32)
+        indicators = features[:, : self._n_indicators]
+        indicators[:] = self._scaler.apply(self._state.step(block.values, block.status))
+        clean = block.status == BarStatus.VALID
+        ready = clean & np.isfinite(indicators).all(axis=1)
+        stamp(stamps, Stage.FEATURES)
+        if self._encoder is not None:
+            ready = self._encode(seq, features, ready)
+        status = block.status.copy()
+        status[clean & ~ready] = BarStatus.WARMING
+        stamp(stamps, Stage.ENCODED)
+        return {'features': features, 'status': status, 'close': block.values[CLOSE].copy()}
+
+    def run(self, table: BarTable) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Return features float32 (T, S, F+K) and status uint8 (T, S) of a whole table, from seq 0."""
+        features = np.empty((len(table), len(self.symbols), len(self.feature_names)), np.float32)
+        status = np.empty((len(table), len(self.symbols)), np.uint8)
+        for index in range(len(table)):
+            tensors = self.step(index, table.block(index))
+            features[index] = cast('npt.NDArray[np.float32]', tensors['features'])
+            status[index] = cast('npt.NDArray[np.uint8]', tensors['status'])
+        return features, status
+
+    def save(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the whole state as arrays, so that `load` continues bit for bit."""
+        parts = {'indicators': self._state.save(), 'windows': self._windows.save()}
+        return {f'{part}.{name}': value for part, d in parts.items() for name, value in d.items()}
+
+    def load(self, saved: dict[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from `save`; raise ConfigError if it is of another spec or another set of symbols."""
+        for part, target in (('indicators', self._state), ('windows', self._windows)):
+            prefix = part + '.'
+            target.load(
+                {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)}
+            )
+
+    def _encode(
+        self, seq: int, features: npt.NDArray[np.float32], ready: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        assert self._encoder is not None
+        self._windows.push(seq, features[:, : self._n_indicators], ready)
+        which = np.flatnonzero(ready & self._windows.ready(seq))
+        if len(which):
+            rows = self._windows.gather(which).transpose(0, 2, 1)[:, :, None, :]
+            (factors,) = infer_tiled(self._encoder, rows, self._tile).values()
+            features[which, self._n_indicators :] = factors.reshape(len(which), self._n_factors)
+        return cast('npt.NDArray[np.bool_]', np.isfinite(features).all(axis=1))

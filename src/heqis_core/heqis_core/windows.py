@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Windows: the last W rows of each symbol in one preallocated array, and the same windows of a whole table.
+
+The window of a symbol at frame seq k is its last W valid rows, all of them with a seq in (k - horizon, k] and
+none before a hole. A row that is not valid is not there: it neither breaks nor fills a window. Because nothing
+older than the horizon counts, `Windows` that was fed the last `horizon` frames answers like one that saw all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.errors import ConfigError
+from heqis_core.jit import strict_njit
+
+_NEVER = np.int64(-(2**62))
+"""Seq before every seq."""
+
+Index = npt.NDArray[np.int64]
+
+
+class Windows:
+    """Keep the last `length` valid rows of each of `n_symbols` symbols.
+
+    Args:
+        n_symbols: S.
+        length: W, rows of a window.
+        n_features: F, columns of a row.
+        horizon: frames within which the W rows must lie, at least W.
+
+    Raises ConfigError for sizes that cannot be.
+    """
+
+    def __init__(self, n_symbols: int, length: int, n_features: int, horizon: int) -> None:
+        _check_sizes(length, horizon, n_symbols=n_symbols, n_features=n_features)
+        self.length = length
+        self.horizon = horizon
+        self._rows = np.zeros((n_symbols, length, n_features), np.float32)
+        self._seqs = np.full((n_symbols, length), _NEVER, np.int64)
+        # Per symbol: the slot of the oldest row, which the next row overwrites.
+        self._oldest = np.zeros(n_symbols, np.int64)
+        self._last_seq = int(_NEVER)
+        self._hole_seq = int(_NEVER)
+
+    @property
+    def last_seq(self) -> int | None:
+        """Return the seq of the last push, None before the first."""
+        return None if self._last_seq == _NEVER else self._last_seq
+
+    def push(self, seq: int, rows: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> None:
+        """Take in frame `seq`: float32 (S, F) rows, of which those count that are `valid`, bool (S,).
+
+        Raises ValueError for a wrong shape, for a seq that is not above the last one, and for a seq that
+        leaves some out and no `hole` that says so: no window may silently span a gap.
+        """
+        s, _, f = self._rows.shape
+        if rows.shape != (s, f) or valid.shape != (s,):
+            raise ValueError(
+                f'rows {rows.shape} and valid {valid.shape}; expected ({s}, {f}) and ({s},)'
+            )
+        if self._last_seq != _NEVER:
+            if seq <= self._last_seq:
+                raise ValueError(f'seq {seq} after {self._last_seq}; expected a later one')
+            if seq > max(self._last_seq + 1, self._hole_seq):
+                raise ValueError(
+                    f'seq {seq} after {self._last_seq}: push what is missing, or call hole({seq})'
+                )
+        _push(
+            np.int64(seq),
+            np.require(rows, np.float32, ['C', 'W']),
+            np.require(valid, np.bool_, ['C', 'W']),
+            self._rows,
+            self._seqs,
+            self._oldest,
+        )
+        self._last_seq = int(seq)
+
+    def ready(self, seq: int) -> npt.NDArray[np.bool_]:
+        """Return bool (S,): whose last W rows all lie within the horizon of frame `seq` and after the hole.
+
+        Raises ValueError if `seq` is before the last push: what it had is overwritten.
+        """
+        if seq < self._last_seq:
+            raise ValueError(f'seq {seq} is before the last push {self._last_seq}')
+        oldest = self._seqs[np.arange(len(self._seqs)), self._oldest]
+        return oldest >= max(self._hole_seq, seq - self.horizon + 1, int(_NEVER) + 1)
+
+    def gather(
+        self, which: npt.NDArray[np.integer], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the windows of the n symbols `which`, float32 (n, W, F), oldest row first.
+
+        Args:
+            which: integer (n,), symbol indices.
+            out: C-contiguous float32 (n, W, F) to write into (and to return); None allocates.
+
+        Raises ValueError for a symbol that does not have W rows, and for an `out` that does not fit. Whether
+        the rows are recent enough is for `ready` to say.
+        """
+        index = np.require(which, np.int64, ['C', 'W'])
+        shape = (len(index), *self._rows.shape[1:])
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
+            raise ValueError(
+                f'out is {out.dtype} {out.shape}; expected writable C-contiguous float32 {shape}'
+            )
+        bad = _gather(index, self._rows, self._seqs, self._oldest, out)
+        if bad >= 0:
+            raise ValueError(
+                f'symbol {index[bad]} of {len(self._rows)} has no window of {self.length} rows; '
+                'gather only what is ready'
+            )
+        return out
+
+    def hole(self, seq: int) -> None:
+        """Let nothing before `seq` count any more; an earlier hole stays."""
+        self._hole_seq = max(self._hole_seq, int(seq))
+
+    def reset(self) -> None:
+        """Forget every row, hole and seq: the next push may have any seq."""
+        self._rows.fill(0)
+        self._seqs.fill(_NEVER)
+        self._oldest.fill(0)
+        self._last_seq = int(_NEVER)
+        self._hole_seq = int(_NEVER)
+
+    def save(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the whole state as arrays, so that `load` continues bit for bit."""
+        return {
+            'rows': self._rows.copy(),
+            'seqs': self._seqs.copy(),
+            'oldest': self._oldest.copy(),
+            'marks': np.array([self._last_seq, self._hole_seq, self.horizon], np.int64),
+        }
+
+    def load(self, saved: dict[str, npt.NDArray[np.generic]]) -> None:
+        """Continue from `save`; raise ConfigError if it does not fit these sizes, and change nothing then."""
+        expected = {name: (value.dtype, value.shape) for name, value in self._arrays().items()}
+        expected['marks'] = (np.dtype(np.int64), (3,))
+        for name, (dtype, shape) in expected.items():
+            array = saved.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
+                found = 'nothing' if array is None else f'{array.dtype} {array.shape}'
+                raise ConfigError(f'saved windows: {name} is {found}; expected {dtype} {shape}')
+        last_seq, hole_seq, horizon = (int(mark) for mark in saved['marks'])
+        if horizon != self.horizon:
+            raise ConfigError(f'saved windows: horizon {horizon}; expected {self.horizon}')
+        oldest = saved['oldest']
+        if oldest.size and not (0 <= oldest.min() and oldest.max() < self.length):
+            raise ConfigError(f'saved windows: oldest outside 0..{self.length - 1}')
+        for name, target in self._arrays().items():
+            target[...] = saved[name]
+        self._last_seq, self._hole_seq = last_seq, hole_seq
+
+    def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        return {'rows': self._rows, 'seqs': self._seqs, 'oldest': self._oldest}
+
+
+def window_index(
+    valid: npt.NDArray[np.bool_], length: int, horizon: int
+) -> tuple[Index, Index, Index]:
+    """Find every full window of a whole table: what `Windows` gives when row t is pushed as seq t.
+
+    Args:
+        valid: bool (T, S), which rows count.
+        length: W, rows of a window.
+        horizon: frames within which the W rows must lie, at least W.
+
+    Returns t int64 (M,), s int64 (M,), rows int64 (M, W): at valid row t of symbol s the window is ready and
+    consists of the rows `rows` of s, oldest first, the last one being t. In order of t, then s.
+    Raises ConfigError for sizes that cannot be.
+    """
+    _check_sizes(length, horizon)
+    if valid.ndim != 2:
+        raise ConfigError(f'valid has shape {valid.shape}; expected (T, S)')
+    mask = np.require(valid, np.bool_, ['C', 'W'])
+    count = _count_windows(mask, length, horizon)
+    t, s = np.empty(count, np.int64), np.empty(count, np.int64)
+    rows = np.empty((count, length), np.int64)
+    _fill_windows(mask, length, horizon, t, s, rows)
+    return t, s, rows
+
+
+def _check_sizes(length: int, horizon: int, **sizes: int) -> None:
+    for name, value in {'length': length, 'horizon': horizon, **sizes}.items():
+        if value < 1:
+            raise ConfigError(f'windows: {name} = {value}; expected at least 1')
+    if horizon < length:
+        raise ConfigError(
+            f'windows: horizon = {horizon}; expected at least the length of a window, {length}'
+        )
+
+
+@strict_njit
+def _push(seq, rows, valid, kept, seqs, oldest):  # type: ignore[no-untyped-def]
+    length = kept.shape[1]
+    for s in range(len(valid)):
+        if valid[s]:
+            slot = oldest[s]
+            kept[s, slot, :] = rows[s, :]
+            seqs[s, slot] = seq
+            oldest[s] = slot + 1 if slot + 1 < length else 0
+
+
+@strict_njit
+def _gather(which, kept, seqs, oldest, out):  # type: ignore[no-untyped-def]
+    length = kept.shape[1]
+    for i in range(len(which)):
+        s = which[i]
+        if s < 0 or s >= len(oldest) or seqs[s, oldest[s]] == _NEVER:
+            return i
+        older = length - oldest[s]
+        out[i, :older, :] = kept[s, oldest[s] :, :]
+        out[i, older:, :] = kept[s, : oldest[s], :]
+    return -1
+
+
+@strict_njit
+def _count_windows(valid, length, horizon):  # type: ignore[no-untyped-def]
+    ring = np.full((valid.shape[1], length), _NEVER, np.int64)
+    count = np.zeros(valid.shape[1], np.int64)
+    total = 0
+    for t in range(valid.shape[0]):
+        for s in range(valid.shape[1]):
+            if valid[t, s]:
+                ring[s, count[s] % length] = t
+                count[s] += 1
+                total += ring[s, count[s] % length] > t - horizon
+    return total
+
+
+@strict_njit
+def _fill_windows(valid, length, horizon, out_t, out_s, out_rows):  # type: ignore[no-untyped-def]
+    ring = np.full((valid.shape[1], length), _NEVER, np.int64)
+    count = np.zeros(valid.shape[1], np.int64)
+    m = 0
+    for t in range(valid.shape[0]):
+        for s in range(valid.shape[1]):
+            if not valid[t, s]:
+                continue
+            ring[s, count[s] % length] = t
+            count[s] += 1
+            if ring[s, count[s] % length] > t - horizon:
+                out_t[m] = t
+                out_s[m] = s
+                for w in range(length):
+                    out_rows[m, w] = ring[s, (count[s] + w) % length]
+                m += 1

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Install heqis_core with colcon or pip."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'heqis_core'
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    description='What a bar, a feature, a frame, a link, a bundle and a signal are in HEQIS',
+    license='Apache-2.0',
+    maintainer='HEQIS maintainers',
+    maintainer_email='maintainers@heqis.example',
+    python_requires='>=3.10',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+    ],
+    install_requires=['msgspec>=0.18.6', 'numba>=0.60', 'numpy>=1.26'],
+    extras_require={
+        'files': ['pandas>=2.2', 'pyarrow>=15'],
+        'link': ['pyzmq>=25'],
+        'onnx': ['onnxruntime>=1.18'],
+        'test': ['pytest'],
+    },
+    zip_safe=False,
+)

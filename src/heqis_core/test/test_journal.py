@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal keeps every committed decision exactly once, whatever happens to the process that writes it."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heqis_core.control import Event, Level
+from heqis_core.decision import Action, Decisions, Predictions, Reason
+from heqis_core.errors import JournalError
+from heqis_core.frame import N_STAGES, Stage
+from heqis_core.io.journal import Journal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SYMBOLS = ('000001.SZ', '600000.SH', '600519.SH')
+DAY_NS = 86_400_000_000_000
+KILL_POINTS = int(os.environ.get('HEQIS_KILL_POINTS', '30'))
+CUT_POINTS = int(os.environ.get('HEQIS_CUT_POINTS', '40'))
+
+
+def make(
+    index: int, *, symbols: tuple[str, ...] = SYMBOLS, stream: str = 's', revision: int = 0
+) -> Decisions:
+    """Return the frame that belongs to an index: the same one every time."""
+    rng = np.random.default_rng(index)
+    n = len(symbols)
+    action = rng.integers(0, 4, n).astype(np.uint8)
+    probabilities = rng.dirichlet((1, 1, 1), n).astype(np.float32)
+    none = action == Action.NONE
+    probabilities[none] = np.nan
+    return Decisions(
+        stream=stream,
+        epoch=(1 << 64) - 1 - index,
+        seq=index,
+        event_time_ns=1_600_000_000_000_000_000 + index * DAY_NS,
+        revision=revision,
+        bundle_id='0123456789abcdef',
+        generator='gru',
+        symbols=symbols,
+        action=action,
+        reasons=np.where(none, Reason.WARMING, Reason.UP).astype(np.uint32),
+        score=probabilities[:, 2] - probabilities[:, 0],
+        target_position=np.where(none, np.nan, 1).astype(np.float32),
+        probabilities=probabilities,
+        predicted_return=np.where(none, np.nan, rng.normal(size=n)).astype(np.float32),
+        valid_until_ns=np.full(n, index, np.int64),
+        stamps=np.arange(1, N_STAGES + 1, dtype=np.int64) * 1000 * (index + 1),
+    )
+
+
+def assert_same(one: Decisions, other: Decisions) -> None:
+    for name in Decisions.__dataclass_fields__:
+        left, right = getattr(one, name), getattr(other, name)
+        if isinstance(left, np.ndarray):
+            end = Stage.COMMITTED if name == 'stamps' else len(left)
+            assert left[:end].tobytes() == right[:end].tobytes(), name
+            assert left.dtype == right.dtype, name
+        else:
+            assert left == right, name
+
+
+def predictions(index: int) -> Predictions:
+    rng = np.random.default_rng(index)
+    values = rng.normal(size=(2, 3)).astype(np.float32), rng.random((2, 3, 3)).astype(np.float32)
+    return Predictions(
+        's', 7, index, index * DAY_NS, 0, 'b', ('gru', 'lstm'), 'gru', SYMBOLS, *values
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / 'state' / 'journal.sqlite3'
+
+
+# --- commit and read back ---
+
+
+def test_a_frame_comes_back_bit_for_bit(path: Path) -> None:
+    frame = make(3)
+    with Journal.open(path) as journal:
+        assert journal.commit([frame]) == [True]
+    with Journal.open(path, read_only=True) as journal:
+        (found,) = journal.frames()
+    assert_same(found, frame)
+    assert found.stamps[Stage.COMMITTED] == frame.stamps[Stage.COMMITTED]
+    assert abs(found.stamps[Stage.COMMITTED] - time.time_ns()) < 60e9
+
+
+def test_the_same_key_again_changes_nothing(path: Path) -> None:
+    with Journal.open(path) as journal:
+        assert journal.commit([make(0), make(1)]) == [True, True]
+        before = journal.signals_digest()
+        again = replace(make(1), epoch=5, stamps=np.zeros(N_STAGES, np.int64))
+        assert journal.commit([again, make(2), make(2)]) == [False, True, False]
+        assert again.stamps[Stage.COMMITTED] == 0
+        counts = journal.counts()
+        assert (counts['frames'], counts['conflicts'], journal.duplicates) == (3, 0, 2)
+        assert before != journal.signals_digest()
+        assert [frame.epoch for frame in journal.frames()] == [make(i).epoch for i in range(3)]
+
+
+def test_other_words_under_the_same_key_are_a_conflict_and_the_first_stays(path: Path) -> None:
+    first = make(1)
+    other = replace(first, score=first.score + np.float32(0.5))
+    with Journal.open(path) as journal:
+        journal.commit([first])
+        assert journal.commit([other, replace(first, bundle_id='ffff')]) == [False, False]
+        assert journal.counts()['conflicts'] == 2
+        assert [event.kind for event in journal.events()] == ['decision_conflict'] * 2
+        (found,) = journal.frames()
+        assert_same(found, first)
+
+
+def test_the_gates_own_refusal_is_no_conflict(path: Path) -> None:
+    frame = replace(make(1), action=np.array([2, 3, 1], np.uint8))
+    with Journal.open(path) as journal:
+        journal.commit([frame.refuse(np.array([True, False, False]), Reason.STALE)])
+        journal.commit([frame, frame.refuse(np.array([True, True, True]), Reason.KILL_SWITCH)])
+        counts = journal.counts()
+    assert (counts['conflicts'], counts['signals'], counts['refused']) == (0, 1, 1)
+
+
+def test_counts_index_and_signals_by_symbol(path: Path) -> None:
+    frames = [make(i) for i in range(20)]
+    frames[4] = frames[4].refuse(np.ones(3, bool), Reason.KILL_SWITCH)
+    signals = sum(int(frame.is_signal().sum()) for frame in frames)
+    refused = int(make(4).is_signal().sum())
+    with Journal.open(path) as journal:
+        journal.commit(frames)
+        counts, by_symbol = journal.counts(), journal.signals_by_symbol()
+    assert (counts['decisions'], counts['signals'], counts['refused']) == (60, signals, refused)
+    assert sum(by_symbol.values()) == signals
+    rows = sqlite3.connect(path).execute('SELECT action, reasons FROM signal_index').fetchall()
+    assert sum(action >= Action.BUY for action, _ in rows) == signals
+    assert [r & Reason.KILL_SWITCH for a, r in rows if a == Action.NONE] == [
+        Reason.KILL_SWITCH
+    ] * refused
+
+
+def test_last_event_time_and_newest_frame_of_each_stream(path: Path) -> None:
+    with Journal.open(path) as journal:
+        assert journal.last_event_time_ns() is None
+        journal.commit([make(5), make(2), make(9, stream='other')])
+        assert journal.last_event_time_ns() == make(9).event_time_ns
+        assert journal.last_event_time_ns('s') == make(5).event_time_ns
+        assert journal.last_event_time_ns('nobody') is None
+        assert {name: frame.seq for name, frame in journal.newest().items()} == {
+            's': 5,
+            'other': 9,
+        }
+
+
+def test_events_and_predictions_are_kept_up_to_their_limit(path: Path) -> None:
+    events = [
+        Event(i, Level.WARN, 'supervisor', 'killed', 'compute', f'no {i}') for i in range(600)
+    ]
+    with Journal.open(path, max_predictions=50, max_events=100) as journal:
+        for i in range(600):
+            journal.commit((), predictions=[predictions(i)], events=[events[i]])
+        counts = journal.counts()
+        assert 50 <= counts['predictions'] <= 50 + 256
+        assert counts['predictions'] + counts['predictions_trimmed'] == 600
+        assert counts['events'] + counts['events_trimmed'] == 600
+        assert list(journal.events()) == events[-counts['events'] :]
+        last = list(journal.predictions())[-1]
+    assert last.generators == ('gru', 'lstm')
+    np.testing.assert_array_equal(last.log_return, predictions(599).log_return)
+    np.testing.assert_array_equal(last.probabilities, predictions(599).probabilities)
+
+
+def test_a_column_of_the_wrong_length_is_refused_and_nothing_is_written(path: Path) -> None:
+    bad = replace(make(1), score=np.zeros(2, np.float32))
+    with Journal.open(path) as journal:
+        with pytest.raises(JournalError, match='107 bytes, not 37 for each of 3 symbols'):
+            journal.commit([make(0), bad])
+        assert journal.counts()['frames'] == 0
+        assert journal.commit([make(0)]) == [True]
+
+
+# --- order and digest ---
+
+
+def reference_digest(frames: list[Decisions]) -> str:
+    """The digest as documented, one decision at a time."""
+    cells = {}
+    for frame in frames:
+        for s, symbol in enumerate(frame.symbols):
+            record = struct.pack('<qIB', frame.event_time_ns, frame.revision, int(frame.action[s]))
+            nan = np.isnan(frame.score[s])
+            record += bytes.fromhex('0000c07f') if nan else struct.pack('<f', frame.score[s])
+            record += struct.pack('<I', int(frame.reasons[s]))
+            record += hashlib.sha256(frame.bundle_id.encode()).digest()
+            key = (frame.event_time_ns, frame.revision)
+            cells.setdefault((frame.stream.encode(), symbol.encode()), {})[key] = record
+    digest = hashlib.sha256()
+    for (stream, symbol), records in sorted(cells.items()):
+        digest.update(
+            struct.pack('<H', len(stream)) + stream + struct.pack('<H', len(symbol)) + symbol
+        )
+        digest.update(struct.pack('<Q', len(records)))
+        for key in sorted(records):
+            digest.update(records[key])
+    return digest.hexdigest()
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_digest_is_the_documented_one_in_whatever_order_frames_come(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    keys = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 6),
+                st.integers(0, 2),
+                st.sampled_from(['a', 'b', 'ä']),
+                st.sampled_from([SYMBOLS, SYMBOLS[::-1], SYMBOLS[1:], ('Ω', 'A')]),
+            ),
+            max_size=12,
+            unique_by=lambda key: key[:3],
+        )
+    )
+    frames = [make(i, stream=stream, revision=r, symbols=names) for i, r, stream, names in keys]
+    name = f'{time.monotonic_ns()}.sqlite3'
+    with Journal.open(tmp_path / name) as journal:
+        journal.commit(frames)
+        rows = [row[:4] for row in journal.decisions()]
+        assert journal.signals_digest() == reference_digest(frames)
+    wanted = [(f.stream, s, f.event_time_ns, f.revision) for f in frames for s in f.symbols]
+    assert rows == sorted(wanted, key=lambda k: (k[0].encode(), k[1].encode(), *k[2:]))
+
+
+def test_digest_does_not_depend_on_epoch_seq_stamps_or_batches(path: Path, tmp_path: Path) -> None:
+    frames = [make(i) for i in range(50)]
+    with Journal.open(path) as journal:
+        journal.commit(frames)
+        one = journal.signals_digest()
+    with Journal.open(tmp_path / 'other.sqlite3') as journal:
+        for frame in reversed(frames):
+            journal.commit([replace(frame, epoch=1, seq=0, stamps=np.zeros(N_STAGES, np.int64))])
+        assert journal.signals_digest() == one
+        journal.commit([replace(make(50), action=np.full(3, Action.HOLD, np.uint8))])
+        assert journal.signals_digest() != one
+
+
+def test_key_order_is_the_same_when_symbols_are_walked_in_groups() -> None:
+    from heqis_core.digest import in_key_order, signals_digest
+
+    frames = [make(i, symbols=SYMBOLS if i % 3 else SYMBOLS[:2]) for i in range(30)]
+    names = [item.symbol for item in in_key_order(lambda: frames, max_cells=25)]
+    assert names == sorted(SYMBOLS)
+    assert signals_digest(lambda: frames, max_cells=25) == signals_digest(lambda: frames)
+
+
+# --- latency ---
+
+
+def test_latency_is_exact_and_counts_signals_at_their_first_delivery(path: Path) -> None:
+    frames = [make(i) for i in range(101)]
+    base = time.time_ns() - 10_000_000_000
+    for i, frame in enumerate(frames):
+        frame.action[:] = Action.BUY if i else Action.HOLD
+        frame.stamps[:] = base + np.arange(N_STAGES) * i * 1000
+        frame.stamps[Stage.ENCODED] = 0
+        frame.stamps[Stage.COMMITTED] = 0
+    with Journal.open(path) as journal:
+        journal.commit(frames)
+        journal.commit([replace(frame, stamps=np.ones(N_STAGES, np.int64)) for frame in frames])
+    with Journal.open(path, read_only=True) as journal:
+        latency = journal.latency_us()
+    assert 'encoded' not in latency
+    assert latency['cleaned'] == {'p50': 50.0, 'p99': 99.0, 'count': 101}
+    assert latency['sent'] == {'p50': 100.0, 'p99': 198.0, 'count': 101}, 'from FEATURES to SENT'
+    committed = frames[0].stamps[Stage.COMMITTED]
+    assert latency['ingest_to_signal']['count'] == 100
+    assert latency['ingest_to_signal']['p50'] == pytest.approx((committed - base) / 1000)
+
+
+def test_a_lost_commit_time_leaves_its_frames_out(path: Path) -> None:
+    journal = Journal.open(path)
+    journal.commit([make(0)])
+    journal.commit([make(1), make(2)])
+    copy = crash_copy(journal)
+    with Journal.open(copy) as found:
+        stamps = {frame.seq: frame.stamps[Stage.COMMITTED] > 0 for frame in found.frames()}
+    assert stamps == {0: True, 1: False, 2: False}
+    journal.close()
+    with Journal.open(path) as found:
+        assert all(frame.stamps[Stage.COMMITTED] > 0 for frame in found.frames())
+
+
+# --- what was published ---
+
+
+def crash_copy(journal: Journal) -> Path:
+    """Return a copy of the files as a kill would leave them now."""
+    folder = journal.path.parent / f'copy-{time.monotonic_ns()}'
+    folder.mkdir()
+    for name in (journal.path.name, f'{journal.path.name}-wal'):
+        shutil.copy(journal.path.parent / name, folder / name)
+    return folder / journal.path.name
+
+
+def test_frames_killed_between_commit_and_publication_come_once_more(path: Path) -> None:
+    journal = Journal.open(path)
+    journal.commit([make(0), make(1)])
+    journal.mark_published()
+    journal.commit([make(2)])
+    with Journal.open(crash_copy(journal)) as found:
+        assert [frame.seq for frame in found.unpublished()] == [2]
+        found.mark_published()
+    journal.mark_published()
+    journal.flush()
+    with Journal.open(crash_copy(journal)) as found:
+        assert found.unpublished() == []
+    journal.close()
+
+
+def test_a_clean_end_leaves_nothing_unpublished(path: Path) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make(0)])
+        journal.mark_published()
+    with Journal.open(path) as journal:
+        assert journal.unpublished() == []
+        journal.commit([make(1)])
+        assert [frame.seq for frame in journal.unpublished()] == [1]
+
+
+# --- the file ---
+
+
+def test_full_sync_wal_and_one_writer(path: Path) -> None:
+    with Journal.open(path) as journal:
+        assert journal._db.execute('PRAGMA synchronous').fetchone()[0] == 2
+        assert journal._db.execute('PRAGMA journal_mode').fetchone()[0] == 'wal'
+        with pytest.raises(JournalError, match=f'written by process {os.getpid()}'):
+            Journal.open(path)
+        with Journal.open(path, read_only=True) as reader:
+            journal.commit([make(0)])
+            assert reader.counts()['frames'] == 1, 'a reader sees what is committed'
+            with pytest.raises(JournalError, match='opened to be read'):
+                reader.commit([make(1)])
+    Journal.open(path).close()
+
+
+def test_reading_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match='no journal at'):
+        Journal.open(tmp_path / 'none.sqlite3', read_only=True)
+
+
+def test_reading_from_a_folder_that_cannot_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make(0)])
+    path.parent.chmod(0o555)
+    monkeypatch.setattr(os, 'access', lambda *_: False)  # root may write everywhere
+    try:
+        with Journal.open(path, read_only=True) as journal:
+            assert journal.counts()['frames'] == 1
+        assert not Path(f'{path}-shm').exists()
+    finally:
+        path.parent.chmod(0o755)
+
+
+def test_another_database_or_another_schema_is_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / 'foreign.sqlite3'
+    with sqlite3.connect(foreign) as db:
+        db.execute('CREATE TABLE t (x)')
+    before = foreign.read_bytes()
+    with pytest.raises(JournalError, match='no HEQIS journal'):
+        Journal.open(foreign)
+    assert foreign.read_bytes() == before
+    newer = tmp_path / 'newer.sqlite3'
+    Journal.open(newer).close()
+    with sqlite3.connect(newer) as db:
+        db.execute('PRAGMA user_version=99')
+    with pytest.raises(JournalError, match='has schema 99'):
+        Journal.open(newer)
+
+
+def test_a_damaged_page_is_found_at_open_and_the_message_says_how_to_repair(path: Path) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make(i) for i in range(400)])
+    data = bytearray(path.read_bytes())
+    data[4096 * 3 : 4096 * 4] = os.urandom(4096)
+    path.write_bytes(data)
+    with pytest.raises(JournalError, match=r'damaged: .*\.recover'):
+        Journal.open(path)
+
+
+def test_a_changed_byte_in_a_packed_row_is_found_when_it_is_read(path: Path) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make(0)])
+    with sqlite3.connect(path) as db:
+        body = bytearray(db.execute('SELECT body FROM frames').fetchone()[0])
+        body[30] ^= 1
+        db.execute('UPDATE frames SET body = ?', (bytes(body),))
+    with Journal.open(path) as journal, pytest.raises(JournalError, match='fails its checksum'):
+        journal.signals_digest()
+
+
+def test_garbage_instead_of_a_database(tmp_path: Path) -> None:
+    path = tmp_path / 'j.sqlite3'
+    path.write_bytes(b'not at all a database' * 500)
+    with pytest.raises(JournalError, match='damaged: file is not a database'):
+        Journal.open(path)
+
+
+def test_a_full_disk_fails_the_commit_whole_and_goes_on_when_there_is_room(path: Path) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make(0)])
+        pages = journal._db.execute('PRAGMA page_count').fetchone()[0]
+        journal._db.execute(f'PRAGMA max_page_count={pages + 2}')
+        batch = [make(i, symbols=tuple(f'{s:06d}' for s in range(500))) for i in range(1, 9)]
+        with pytest.raises(JournalError, match='make room'):
+            journal.commit(batch)
+        assert [frame.seq for frame in journal.frames()] == [0]
+        assert all(
+            frame.stamps[Stage.COMMITTED] == make(i).stamps[Stage.COMMITTED]
+            for i, frame in enumerate(batch, 1)
+        )
+        journal._db.execute('PRAGMA max_page_count=100000')
+        assert journal.commit(batch) == [True] * 8
+        assert [frame.seq for frame in journal.frames()] == list(range(9))
+
+
+# --- killed and cut ---
+
+
+def write_until_killed(path: str, pipe: int) -> None:
+    journal = Journal.open(path, check=False)
+    index = 0
+    while True:
+        batch = [make(i) for i in range(index, index + 1 + index % 7)]
+        for _ in range(1 + index % 2):  # some batches are delivered twice
+            journal.commit(batch)
+        index += len(batch)
+        os.write(pipe, struct.pack('<I', index))
+
+
+def check_after_crash(path: Path, acknowledged: int) -> None:
+    with Journal.open(path) as journal:
+        found = list(journal.frames())
+    assert [frame.seq for frame in found] == list(range(len(found))), 'no hole, nothing twice'
+    assert len(found) >= acknowledged, 'every acknowledged frame is there'
+    assert len(found) <= acknowledged + 14, 'no more than the batch that was being written'
+    for frame in found:
+        assert_same(frame, make(frame.seq))
+
+
+def test_killed_at_random_points_under_load_every_committed_frame_is_there_once(
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(20240607)
+    context = multiprocessing.get_context('fork')
+    for point in range(KILL_POINTS):
+        path = tmp_path / f'{point}.sqlite3'
+        Journal.open(path).close()
+        reader, writer = os.pipe()
+        child = context.Process(target=write_until_killed, args=(str(path), writer))
+        child.start()
+        os.close(writer)
+        os.read(reader, 4)  # it writes
+        deadline = time.monotonic() + rng.random() * 0.05
+        while time.monotonic() < deadline:
+            time.sleep(0.0005)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        acknowledged = 0
+        rest = b''
+        while chunk := os.read(reader, 65536):
+            rest += chunk
+        for at in range(0, len(rest) - 3, 4):
+            acknowledged = struct.unpack_from('<I', rest, at)[0]
+        os.close(reader)
+        check_after_crash(path, acknowledged)
+
+
+def test_a_wal_cut_at_any_byte_opens_with_whole_transactions_in_order(path: Path) -> None:
+    rng = random.Random(7)
+    journal = Journal.open(path)
+    ends = [0]
+    wal = Path(f'{path}-wal')
+    for index in range(40):
+        journal.commit([make(2 * index), make(2 * index + 1)])
+        ends.append(wal.stat().st_size)
+    for _ in range(CUT_POINTS):
+        copy = crash_copy(journal)
+        size = rng.randrange(ends[-1] + 1)
+        os.truncate(f'{copy}-wal', size)
+        whole = sum(end <= size for end in ends[1:])
+        with Journal.open(copy) as found:
+            seqs = [frame.seq for frame in found.frames()]
+        assert seqs == list(range(2 * whole))
+        shutil.rmtree(copy.parent)
+    journal.close()

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway node: parameters in, a `FrameStream` in a worker thread, topics and services around it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from heqis_core.bars import BarBlock
+from heqis_core.bundle import Bundle
+from heqis_core.errors import ConfigError
+from heqis_core.frame import FeatureFrame, Stage, stamp
+from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.source import PacedSource, Source, SourceConfig, open_source
+from heqis_msgs.msg import BarBlock as BarBlockMsg
+from heqis_msgs.msg import Committed
+from heqis_msgs.msg import FeatureFrame as FeatureFrameMsg
+from heqis_msgs.srv import MissedFrames
+from heqis_ros import qos
+from heqis_ros.convert import block_to_msg, frame_to_msg, reply_to_srv, srv_to_request
+from heqis_ros.node import ManagedNode
+from heqis_ros.process import run_process
+
+from heqis_gateway.bridge_node import BridgeNode
+from heqis_gateway.hub import Hub
+from heqis_gateway.params import GATEWAY
+from heqis_gateway.stream import FrameStream, StreamSettings
+
+COUNTERS_PERIOD_S = 0.1
+
+
+class GatewayNode(ManagedNode):
+    """Makes feature frames from a source and keeps each until its decisions are durable."""
+
+    PARAMS = GATEWAY
+
+    def __init__(self, hub: Hub) -> None:
+        """Share `hub` with the bridge node of this process."""
+        super().__init__()
+        self._hub = hub
+        self._stream: FrameStream | None = None
+
+    def configure(self, params: Any) -> None:
+        """Load and verify the bundle, open the source, take up the checkpoint."""
+        if not params.bundle:
+            raise ConfigError('parameter bundle is empty: name the folder that `heqis train` printed')
+        bundle = Bundle.load(params.bundle)
+        bundle.verify_golden(OrtEngine)
+        encoder = self._load_encoder(bundle)
+        warm_until_ns = bundle.manifest.trained_until_ns if params.start_after_training else 0
+        source = self._open_source(params, warm_until_ns)
+        self.defer(source.close)
+        self._bars = self.publisher(BarBlockMsg, 'bars', qos.BARS)
+        self._features = self.publisher(FeatureFrameMsg, 'features', qos.FRAMES)
+        features_id = bundle.features_id(encoder.kind if encoder else 'none')
+        stream = FrameStream(
+            _settings(params, features_id, self.start_id, warm_until_ns, bundle, source),
+            source,
+            bundle.pipeline(source.symbols, encoder),
+            self._send_on_topic if params.transport == 'dds' else self._send_on_link,
+            self._publish_bars,
+            self._busy,
+        )
+        found = stream.resume()
+        self.get_logger().info(f'{len(source.symbols)} symbols, features {features_id}, {found}')
+        self.set_info(f'{params.source}, {found}')
+        self._stream, self._source = stream, source
+        self.subscription(Committed, 'committed', qos.COMMITTED, self._on_committed)
+        self.service(MissedFrames, '~/missed_frames', self._on_missed)
+        self.timer(COUNTERS_PERIOD_S, self._report)
+        self.worker('stream', stream.run)
+
+    def activate(self) -> None:
+        """Let the bridge answer requests from the ring."""
+        assert self._stream is not None
+        self._hub.missed = self._stream.missed
+
+    def deactivate(self) -> None:
+        """Leave the last state in the heartbeat."""
+        self._hub.missed = None
+        self._report()
+
+    def cleanup(self) -> None:
+        """Forget the stream; its checkpoint stays."""
+        self._stream = None
+
+    def _load_encoder(self, bundle: Bundle) -> OrtEngine | None:
+        if bundle.encoder_path is None:
+            return None
+        encoder = OrtEngine()
+        encoder.load(bundle.encoder_path)
+        self.defer(encoder.close)
+        return encoder
+
+    def _open_source(self, params: Any, warm_until_ns: int) -> Source:
+        state_dir = Path(params.state_dir)
+        quarantine = Path(params.quarantine) if params.quarantine else state_dir / 'quarantine.csv'
+        source = open_source(
+            SourceConfig(
+                kind=params.source,
+                path=params.data,
+                symbols=params.symbols,
+                seed=params.seed,
+                limit=params.limit or None,
+                tz=params.timezone,
+                close_time=params.close_time,
+                quarantine=str(quarantine),
+            )
+        )
+        return PacedSource(source, params.pace_bars_per_s, warm_until_ns)
+
+    def _send_on_link(self, frame: FeatureFrame) -> bool:
+        if self._features.get_subscription_count():
+            self.publish(self._features, frame_to_msg(frame))
+        send = self._hub.send
+        return send is not None and send(frame)
+
+    def _send_on_topic(self, frame: FeatureFrame) -> bool:
+        # Without a subscriber DDS would drop the frame at once; waiting costs less than asking again.
+        if not self._features.get_subscription_count():
+            return False
+        stamp(frame.stamps, Stage.SENT)
+        return self.publish(self._features, frame_to_msg(frame))
+
+    def _publish_bars(self, seq: int, block: BarBlock) -> None:
+        assert self._stream is not None
+        if self._bars.get_subscription_count():
+            settings = self._stream.settings
+            self.publish(
+                self._bars, block_to_msg(block, settings.stream, settings.epoch, seq)
+            )
+
+    def _busy(self, busy: bool) -> None:
+        # Work on a block that never ends is a stall; waiting for a source or for the journal is not.
+        self.set_pending(int(busy))
+        if not busy:
+            self.progress()
+
+    def _on_committed(self, msg: Committed) -> None:
+        if self._stream is not None and msg.stream == self._stream.settings.stream:
+            self._stream.close_frames(msg.seq)
+
+    def _on_missed(
+        self, request: MissedFrames.Request, response: MissedFrames.Response
+    ) -> MissedFrames.Response:
+        if self._stream is None:
+            return response
+        return reply_to_srv(self._stream.missed(srv_to_request(request)), response)
+
+    def _report(self) -> None:
+        if self._stream is None:
+            return
+        counters = self._stream.counters
+        for name in counters.__slots__:
+            self.set_counter(name, getattr(counters, name))
+        self.set_counter('frames_open', self._stream.n_open)
+        self.set_counter('bars_rejected', sum(self._source.counts.values()))
+        if counters.source_done and counters.frames_sent == 0:
+            self.set_info('no bar is later than the training data of the bundle: nothing to decide')
+
+
+def _settings(
+    params: Any, features_id: str, epoch: int, warm_until_ns: int, bundle: Bundle, source: Source
+) -> StreamSettings:
+    encoder = bundle.manifest.encoder
+    origin = params.data if params.source == 'file' else f'seed {params.seed}'
+    return StreamSettings(
+        stream=params.stream,
+        epoch=epoch,
+        features_id=features_id,
+        warm_until_ns=warm_until_ns,
+        horizon=max(bundle.manifest.window.horizon, encoder.horizon if encoder else 0),
+        max_in_flight=params.max_in_flight,
+        resend_after_s=params.resend_after_ms / 1e3,
+        checkpoint=Path(params.state_dir) / 'checkpoint.npz',
+        checkpoint_s=params.checkpoint_ms / 1e3,
+        identity={
+            'stream': params.stream,
+            'features_id': features_id,
+            'source': f'{params.source} {origin}',
+            'symbols': ' '.join(source.symbols),
+            'warm_until_ns': str(warm_until_ns),
+        },
+    )
+
+
+def main() -> int:
+    """Run the gateway process: gateway and bridge."""
+    hub = Hub()
+    return run_process(
+        'gateway', [functools.partial(GatewayNode, hub), functools.partial(BridgeNode, hub)]
+    )
+
+
+if __name__ == '__main__':
+    sys.exit(main())

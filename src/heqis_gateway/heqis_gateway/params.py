@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of the gateway's two nodes."""
+
+from __future__ import annotations
+
+from heqis_ros.params import Param, ParamTable
+
+GATEWAY = ParamTable(
+    'gateway',
+    [
+        Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
+        Param('stream', str, 'daily', "Name of the stream, part of every decision's key."),
+        Param(
+            'source', str, 'simulator', 'Where bars come from.', choices=('file', 'simulator')
+        ),
+        Param('data', str, '', 'CSV or Parquet file, or a folder of them (source: file).'),
+        Param(
+            'quarantine',
+            str,
+            '',
+            'CSV file that keeps the rows that cleaning refused; empty: next to the checkpoint.',
+        ),
+        Param(
+            'timezone', str, 'Asia/Shanghai', 'Time zone of dates and times in files (IANA name).'
+        ),
+        Param('close_time', str, '15:00', 'Close of a bar that has a date alone (HH:MM).'),
+        Param(
+            'symbols',
+            int,
+            8,
+            'Symbols to simulate (source: simulator).',
+            minimum=1,
+            maximum=10000,
+        ),
+        Param('seed', int, 7, 'Seed of the simulator.', minimum=0),
+        Param(
+            'limit',
+            int,
+            0,
+            'Event times to simulate, warm-up included; 0 = without end.',
+            minimum=0,
+        ),
+        Param(
+            'pace_bars_per_s',
+            float,
+            50.0,
+            'Event times replayed or simulated in a second; 0 = as fast as flow control allows.',
+            unit='1/s',
+            minimum=0.0,
+            maximum=100000.0,
+        ),
+        Param(
+            'start_after_training',
+            bool,
+            True,
+            'Bars up to the end of the training data only warm features and windows.',
+        ),
+        Param(
+            'transport',
+            str,
+            'zmq',
+            'What carries frames to the compute board.',
+            choices=('zmq', 'dds'),
+        ),
+        Param(
+            'max_in_flight',
+            int,
+            32,
+            'Most frames whose decisions are not yet known to be durable.',
+            minimum=1,
+            maximum=64,
+        ),
+        Param(
+            'resend_after_ms',
+            int,
+            1000,
+            'Time without an acknowledgement until open frames are sent again.',
+            unit='ms',
+            minimum=50,
+            maximum=60000,
+        ),
+        Param(
+            'state_dir',
+            str,
+            'run/gateway',
+            'Folder of the checkpoint; relative to the folder that the process was started in.',
+        ),
+        Param(
+            'checkpoint_ms',
+            int,
+            500,
+            'Time between two checkpoints.',
+            unit='ms',
+            minimum=10,
+            maximum=600000,
+        ),
+    ],
+)
+
+BRIDGE = ParamTable(
+    'bridge',
+    [
+        Param(
+            'frames_endpoint',
+            str,
+            'tcp://127.0.0.1:5555',
+            'Where the compute board listens for frames.',
+        ),
+        Param(
+            'decisions_endpoint',
+            str,
+            'tcp://127.0.0.1:5556',
+            'Where the bridge listens for decisions.',
+        ),
+        Param(
+            'requests_endpoint',
+            str,
+            'tcp://127.0.0.1:5557',
+            'Where the bridge listens for requests for missed frames.',
+        ),
+        Param(
+            'secret_key_file',
+            str,
+            '',
+            "This board's CURVE secret key (mode 0600); needed off loopback.",
+        ),
+        Param(
+            'peer_key_file',
+            str,
+            '',
+            "The compute board's CURVE public key; needed off loopback.",
+        ),
+        Param(
+            'allow_folder',
+            str,
+            '',
+            'Folder of further public keys (*.key) that may connect.',
+        ),
+    ],
+)
+
+TABLES = (GATEWAY, BRIDGE)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The factor encoder: a convolutional autoencoder over scaled indicators, trained unsupervised.
+
+Only `FactorEncoder` is exported. It holds nothing but convolutions along time and ReLU on rank-4
+tensors [N, C, 1, T], which an NPU runs whole; the last flattening does not move a number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from heqis_core.errors import ConfigError
+
+
+class FactorEncoder(nn.Module):
+    """Reduce windows (N, F, 1, T) to K latent factors (N, K).
+
+    Args:
+        n_features: F indicators.
+        window: T rows, a multiple of 4.
+        factors: K.
+        width: channels in between.
+
+    Raises ConfigError for a window that is not a multiple of 4.
+    """
+
+    def __init__(self, n_features: int, window: int, factors: int, width: int) -> None:
+        super().__init__()
+        if window < 4 or window % 4:
+            raise ConfigError(f'encoder window is {window}, expected a multiple of 4')
+        self.layers = nn.Sequential(
+            nn.Conv2d(n_features, width, (1, 3), stride=(1, 2), padding=(0, 1)),
+            nn.ReLU(),
+            nn.Conv2d(width, width, (1, 3), stride=(1, 2), padding=(0, 1)),
+            nn.ReLU(),
+        )
+        self.latent = nn.Conv2d(width, factors, (1, window // 4))
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Return the factors."""
+        return torch.flatten(self.latent(self.layers(window)), 1)
+
+
+class FactorAutoencoder(nn.Module):
+    """The encoder and the decoder it is trained against; arguments as for `FactorEncoder`."""
+
+    def __init__(self, n_features: int, window: int, factors: int, width: int) -> None:
+        super().__init__()
+        self.encoder = FactorEncoder(n_features, window, factors, width)
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(factors, width, (1, window // 4)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, width, (1, 4), stride=(1, 2), padding=(0, 1)),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, n_features, (1, 4), stride=(1, 2), padding=(0, 1)),
+        )
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Return the reconstruction (N, F, 1, T)."""
+        factors: Tensor = self.encoder(window)
+        return self.decoder(factors[:, :, None, None])  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def standardise(encoder: FactorEncoder, factors: Tensor) -> None:
+    """Fold mean 0 and deviation 1 over `factors` (N, K), its outputs, into the last convolution.
+
+    The generators then see factors on the scale of the indicators, and the graph gains no
+    operation.
+    """
+    mean = factors.mean(dim=0)
+    scale = factors.std(dim=0, unbiased=False).clamp_min(1e-6)
+    encoder.latent.weight.div_(scale[:, None, None, None])
+    assert encoder.latent.bias is not None
+    encoder.latent.bias.sub_(mean).div_(scale)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Install heqis_training with colcon or pip."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'heqis_training'
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    description='The workstation of HEQIS: data sets, models, training and bundles',
+    license='Apache-2.0',
+    maintainer='HEQIS maintainers',
+    maintainer_email='maintainers@heqis.example',
+    python_requires='>=3.10',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+    ],
+    install_requires=['heqis_core[files,onnx]', 'numpy>=1.26', 'onnx>=1.16', 'rich>=13', 'torch>=2.2'],
+    extras_require={'test': ['pytest']},
+    zip_safe=False,
+    entry_points={
+        'heqis.commands': [
+            'train = heqis_training.cli:register',
+        ],
+    },
+)
