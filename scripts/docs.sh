@@ -5,4 +5,6 @@ set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$HEQIS_ROOT"
-exec python scripts/parameter_docs.py "$@"
+mkdir -p docs
+python -m heqis_ros.param_docs --write docs/parameters.md
+say "docs/parameters.md is written"

@@ -7,7 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$HEQIS_ROOT"
 
-GATES=(format ruff mypy imports ament shell docker docs)
+GATES=(format ruff mypy imports ament shell docker docs config)
 SKIPPED=77
 
 need() {
@@ -33,7 +33,7 @@ gate_ament() {
 
 gate_shell() {
   need shellcheck 'package shellcheck'
-  shellcheck --external-sources scripts/*.sh .ci/run
+  shellcheck --external-sources scripts/*.sh docker/*.sh .ci/run
 }
 
 gate_docker() {
@@ -41,7 +41,14 @@ gate_docker() {
   hadolint docker/Dockerfile.*
 }
 
-gate_docs() { python scripts/parameter_docs.py --check; }
+gate_docs() { python -m heqis_ros.param_docs --compare docs/parameters.md; }
+
+# The shipped parameter files hold nothing that a node would refuse.
+gate_config() {
+  local files=()
+  mapfile -t files < <(find config -name '*.yaml' | sort)
+  python -m heqis_ros.param_docs --check "${files[@]}"
+}
 
 case ${1:-} in
   --list)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Bring the workspace up to date: .venv with the pinned packages, then the colcon build. Does only what changed.
-#   PYTHON=python3.12 scripts/setup.sh     chooses the interpreter
+#   PYTHON=python3.12 scripts/setup.sh                       chooses the interpreter
+#   HEQIS_ROLES='build runtime board-rk3568' scripts/setup.sh   chooses the files of requirements/ (a board)
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -12,8 +13,10 @@ exec 9< Makefile
 flock 9
 
 ROS=$(ros_in_use)
-ROLES=(build runtime training development)
-[[ $ROS == wheels ]] && ROLES=(ros "${ROLES[@]}")
+read -r -a ROLES <<< "${HEQIS_ROLES:-build runtime training development}"
+if [[ $ROS == wheels ]]; then
+  ROLES=(ros "${ROLES[@]}")
+fi
 
 # Python 3.10 serves only a machine whose ROS 2 (Humble) brings it.
 supported_python() {

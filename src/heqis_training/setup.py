@@ -19,7 +19,13 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
     ],
-    install_requires=['heqis_core[files,onnx]', 'numpy>=1.26', 'onnx>=1.16', 'rich>=13', 'torch>=2.2'],
+    install_requires=[
+        'heqis_core[files,onnx]',
+        'numpy>=1.26',
+        'onnx>=1.16',
+        'rich>=13',
+        'torch>=2.2',
+    ],
     extras_require={'test': ['pytest']},
     zip_safe=False,
     entry_points={

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from heqis_compute.dds_link import DdsLink
+from heqis_compute.judge import Answer, Judge
+from heqis_compute.params import COMPUTE
 from heqis_core.bundle import Bundle
 from heqis_core.engine import Engine
 from heqis_core.errors import ConfigError, HeqisError
@@ -22,10 +25,6 @@ from heqis_ros import qos
 from heqis_ros.convert import predictions_to_msg, request_to_srv
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
-
-from heqis_compute.dds_link import DdsLink
-from heqis_compute.judge import Answer, Judge
-from heqis_compute.params import COMPUTE
 
 POLL_MS = 50
 SEND_TIMEOUT_MS = 200
@@ -48,7 +47,9 @@ class ComputeNode(ManagedNode):
     def configure(self, params: Any) -> None:
         """Verify the bundle, open this end of the link; refused with the reason if either cannot be."""
         if not params.bundle:
-            raise ConfigError('parameter bundle is empty: name the folder that `heqis train` printed')
+            raise ConfigError(
+                'parameter bundle is empty: name the folder that `heqis train` printed'
+            )
         self._judge = Judge(_verified(params.bundle), _load_engine)
         self.defer(self._judge.close)
         self._predictions = self.publisher(Predictions, 'predictions', qos.PREDICTIONS)

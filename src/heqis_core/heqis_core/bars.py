@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -57,7 +58,7 @@ class BarTable:
     """Every clean bar of a finite data set, aligned on the sorted union of its event times.
 
     Attributes:
-        symbols: S names, sorted.
+        symbols: S names.
         event_time_ns: int64 (T,), strictly increasing.
         values: float64 (T, 6, S), see `BarBlock.values`.
         status: uint8 (T, S), see `BarBlock.status`.
@@ -68,6 +69,18 @@ class BarTable:
     values: npt.NDArray[np.float64]
     status: npt.NDArray[np.uint8]
 
+    @classmethod
+    def from_blocks(cls, blocks: Sequence[BarBlock]) -> BarTable:
+        """Return the table of consecutive blocks of one stream; raise ValueError if there is none."""
+        if not blocks:
+            raise ValueError('a bar table needs at least one block')
+        return cls(
+            blocks[0].symbols,
+            np.array([block.event_time_ns for block in blocks], np.int64),
+            np.stack([block.values for block in blocks]),
+            np.stack([block.status for block in blocks]),
+        )
+
     def __len__(self) -> int:
         """Return the number of event times T."""
         return len(self.event_time_ns)
@@ -75,7 +88,12 @@ class BarTable:
     def block(self, index: int, ingest_ns: int = 0) -> BarBlock:
         """Return event time `index` as a block of views."""
         return BarBlock(
-            int(self.event_time_ns[index]), self.symbols, self.values[index], self.status[index], 0, ingest_ns
+            int(self.event_time_ns[index]),
+            self.symbols,
+            self.values[index],
+            self.status[index],
+            0,
+            ingest_ns,
         )
 
     @property

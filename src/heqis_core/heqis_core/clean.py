@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that a row of market data must meet, each defined once, for files and for live blocks alike.
+"""The rules that a row of market data must meet, defined once, for files and live blocks alike.
 
-Pure functions on columns, the report that counts what was refused, and the one rule that needs memory (order in
-time, `BlockCleaner`). Reading text and dates is `heqis_core.event_time` and `heqis_core.io`.
+Pure functions on columns, the report that counts what was refused, and the one rule that needs
+memory (order in time, `BlockCleaner`). Reading text and dates is `heqis_core.event_time` and
+`heqis_core.io`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _PRICES = (OPEN, HIGH, LOW, CLOSE)
 
 
 class Fault(IntEnum):
-    """Why a row is refused; the lower-case name is what reports and files show, the order is the precedence."""
+    """Why a row is refused.
+
+    The lower-case name is what reports and files show, the order is the precedence.
+    """
 
     NONE = 0
     WRONG_CELL_COUNT = 1
@@ -37,7 +41,7 @@ class Fault(IntEnum):
     MISSING_DATE = 3
     UNKNOWN_DATE_FORMAT = 4
     AMBIGUOUS_DATE = 5
-    """Day and month, or the century, could be read in two ways; or the clock was set back over this time."""
+    """Day and month, or the century, could be read in two ways; or the clock went back over it."""
     BAD_DATE = 6
     """The form is known, but there is no such day or time, or it is not within 1970 to 2199."""
     NOT_A_NUMBER = 7
@@ -55,7 +59,7 @@ class Fault(IntEnum):
     DUPLICATE = 15
     """The same row once more; the first one stays."""
     CONFLICTING_DUPLICATE = 16
-    """Rows of one symbol and one event time that differ: nothing tells which is right, so none stays."""
+    """Rows of one symbol and event time that differ: nothing says which is right, none stays."""
     OUT_OF_ORDER = 17
     """Older than what this symbol has already shown (live blocks only)."""
 
@@ -70,7 +74,7 @@ class RejectedRow(NamedTuple):
 
     file: str
     line: int
-    """Line of a text file, counted from 1 with the header; row of a Parquet file, counted from 1."""
+    """Line of a text file, from 1 with the header; row of a Parquet file, from 1."""
     symbol: str
     """Empty where the row does not say."""
     reason: str
@@ -114,7 +118,9 @@ class Verdict(NamedTuple):
     """uint8 (N,), index into `BAR_FIELDS` of the cell that decided; of no meaning where valid."""
 
 
-def clean_rows(values: Floats, *, text: Bools | None = None, needs_volume: Bools | None = None) -> Verdict:
+def clean_rows(
+    values: Floats, *, text: Bools | None = None, needs_volume: Bools | None = None
+) -> Verdict:
     """Judge N rows by what they hold, each on its own.
 
     Args:
@@ -158,11 +164,17 @@ def find_duplicates(key: Ints, values: Floats) -> Bytes:
     fault = np.zeros(len(key), np.uint8)
     order = np.argsort(key, kind='stable')
     ordered = key[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(key) else np.zeros(0, np.int64)
+    starts = (
+        np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        if len(key)
+        else np.zeros(0, np.int64)
+    )
     sizes = np.diff(np.r_[starts, len(key)])
     for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
         rows = order[start : start + size]
-        if all(np.array_equal(values[:, rows[0]], values[:, row], equal_nan=True) for row in rows[1:]):
+        if all(
+            np.array_equal(values[:, rows[0]], values[:, row], equal_nan=True) for row in rows[1:]
+        ):
             fault[rows[1:]] = Fault.DUPLICATE
         else:
             fault[rows] = Fault.CONFLICTING_DUPLICATE
@@ -179,10 +191,11 @@ class BlockCleaner:
         self.counts: dict[str, int] = {}
 
     def clean(self, block: BarBlock) -> BarBlock:
-        """Return the block with REJECTED and NaN where a VALID bar breaks a rule; a clean block comes back as is.
+        """Return the block with REJECTED and NaN where a VALID bar breaks a rule.
 
-        A bar at a time that its symbol has shown already is refused (duplicate), and so is an older one
-        (out_of_order). Refused bars are counted by reason in `counts` and do not move the symbol's clock.
+        A clean block comes back as is. A bar at a time that its symbol has shown already is
+        refused (duplicate), and so is an older one (out_of_order). Refused bars are counted by
+        reason in `counts` and do not move the symbol's clock.
         """
         arrived = block.status == BarStatus.VALID
         fault = clean_rows(block.values, needs_volume=self._needs_volume).fault
@@ -211,8 +224,8 @@ class BlockCleaner:
         last_ns = np.array(state['last_ns'], np.int64)
         if last_ns.shape != self._last_ns.shape:
             raise ConfigError(
-                f'cleaner state is of {last_ns.size} symbols, this stream has {self._last_ns.size}: '
-                'remove the checkpoint, or run with the symbols it was written for'
+                f'cleaner state is of {last_ns.size} symbols, this stream has '
+                f'{self._last_ns.size}: remove the checkpoint, or run with the symbols it was written for'
             )
         self._last_ns = last_ns
         self.counts = dict(state['counts'])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What supervisor and agents say to each other, and the events that the control path writes down.
 
-Plain data and its encoding (MessagePack, tagged by `kind`). No socket: `io/control_link.py`
-carries it.
+Plain data and its encoding: one byte, the version, then MessagePack tagged by `kind`. No socket:
+`io/control_link.py` carries it.
 """
 
 from __future__ import annotations
@@ -126,7 +126,6 @@ class Hello(msgspec.Struct, frozen=True, tag='hello', tag_field='kind'):
     host: str
     boot_id: str
     pid: int
-    version: int = CONTROL_VERSION
 
 
 class Beats(msgspec.Struct, frozen=True, tag='beats', tag_field='kind'):
@@ -193,6 +192,7 @@ class Overview(msgspec.Struct, frozen=True, tag='overview', tag_field='kind'):
 FromAgent = Union[Hello, Beats, Result]  # noqa: UP007 -- a value, and Python 3.10 reads it too
 FromSupervisor = Union[Transit, Kill, Overview]  # noqa: UP007
 
+_HEAD = bytes([CONTROL_VERSION])
 _ENCODER = msgspec.msgpack.Encoder()
 _FROM_AGENT: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 _FROM_SUPERVISOR: msgspec.msgpack.Decoder[FromSupervisor] = msgspec.msgpack.Decoder(FromSupervisor)
@@ -200,7 +200,7 @@ _FROM_SUPERVISOR: msgspec.msgpack.Decoder[FromSupervisor] = msgspec.msgpack.Deco
 
 def encode(message: FromAgent | FromSupervisor) -> bytes:
     """Return the bytes of one control message; raise WireError if they would be too many."""
-    data = _ENCODER.encode(message)
+    data = _HEAD + _ENCODER.encode(message)
     if len(data) > MAX_MESSAGE_BYTES:
         raise WireError(
             f'control message {type(message).__name__} has {len(data)} bytes, '
@@ -222,7 +222,12 @@ def decode_from_supervisor(data: bytes) -> FromSupervisor:
 def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
     if len(data) > MAX_MESSAGE_BYTES:
         raise WireError(f'control message of {len(data)} bytes, more than {MAX_MESSAGE_BYTES}')
+    if data[:1] != _HEAD:
+        raise WireError(
+            f'control message of version {data[0] if data else "none"}, '
+            f'this is {CONTROL_VERSION}; run the same version of HEQIS on every board'
+        )
     try:
-        return decoder.decode(data)
+        return decoder.decode(memoryview(data)[1:])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise WireError(f'not a control message of version {CONTROL_VERSION}: {error}') from None
+        raise WireError(f'not a control message: {error}') from None

@@ -53,7 +53,9 @@ def infer_tiled(engine: Engine, rows: npt.NDArray[np.float32], tile: int) -> Arr
     """
     inputs, outputs = engine.specs()
     if len(inputs) != 1 or inputs[0].shape[0] != tile:
-        raise EngineError(f'engine expects {inputs}, not one input with a tile of {tile}; export the model again')
+        raise EngineError(
+            f'engine expects {inputs}, not one input with a tile of {tile}; export the model again'
+        )
     spec = inputs[0]
     n = len(rows)
     result: Arrays = {out.name: np.empty((n, *out.shape[1:]), out.dtype) for out in outputs}

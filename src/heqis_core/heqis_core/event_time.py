@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the dates and times that people write to event times, int64 ns UTC; strict, value by value.
 
-What could be read in two ways is refused, never guessed. The forms that are known: 20240102, 2024-01-02, 2024/1/2,
-2024.1.2, 2024年1月2日, each also with a weekday after it and with a time of day; ISO 8601 with or without an offset;
-202401020931 with seconds and milliseconds if need be; and Unix time in s, ms, µs or ns.
+What could be read in two ways is refused, never guessed. The forms that are known: 20240102,
+2024-01-02, 2024/1/2, 2024.1.2, 2024年1月2日, each also with a weekday after it and with a time of
+day; ISO 8601 with or without an offset; 202401020931 with seconds and milliseconds if need be; and
+Unix time in s, ms, µs or ns.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ _UNIX_SCALE = {10: _SECOND, 13: 1_000_000, 16: 1_000, 19: 1}
 _LAST_UNIX_S = 1_900_000_000
 """Ten digits from here on are more likely YYYYMMDDHH than Unix time (2030): ambiguous."""
 
+_Cell = str | tuple[str, str]
+"""A date cell, or a date and a time cell."""
+
 
 class Moment(NamedTuple):
     """One parsed cell: a local day and time of day, or an absolute time, or a fault."""
@@ -83,33 +87,41 @@ class TimeParser:
         clock = _CLOCK_ONLY.fullmatch(close_time.strip())
         close_ns = _clock_ns(clock) if clock else -1
         if close_ns < 0:
-            raise ConfigError(f"close_time: '{close_time}' is no time of day; expected HH:MM, such as 15:00")
+            raise ConfigError(
+                f"close_time: '{close_time}' is no time of day; expected HH:MM, such as 15:00"
+            )
         self._close_ns = close_ns
-        self._codes: dict[str | tuple[str, str], int] = {}
-        self._cells: list[str | tuple[str, str]] = []
+        self._codes: dict[_Cell, int] = {}
+        self._cells: list[_Cell] = []
         self._moments: list[Moment] = []
         self._dates: dict[str, Moment] = {}
         self._clocks: dict[str, int] = {}
 
-    def parse(self, dates: Sequence[str], times: Sequence[str] | None = None) -> npt.NDArray[np.int64]:
-        """Read N date cells, and N time cells if the file has them; return int64 (N,) codes for `event_times`."""
-        cells: list[str] | list[tuple[str, str]] = (
-            list(dates) if times is None else list(zip(dates, times, strict=True))
-        )
+    def parse(
+        self, dates: Sequence[str], times: Sequence[str] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Read N date cells, and N time cells if the file has them.
+
+        Return int64 (N,) codes for `event_times`.
+        """
+        cells: Sequence[_Cell] = dates if times is None else list(zip(dates, times, strict=True))
         codes = self._codes
         for cell in set(cells).difference(codes):
             codes[cell] = len(self._moments)
             self._cells.append(cell)
-            self._moments.append(self._moment(cell) if isinstance(cell, str) else self._join(*cell))
+            self._moments.append(
+                self._moment(cell) if isinstance(cell, str) else self._join(*cell)
+            )
         return np.fromiter(map(codes.__getitem__, cells), np.int64, len(cells))
 
     def event_times(
         self, files: Sequence[npt.NDArray[np.int64]]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-        """Return event times int64 (N,) and `Fault` codes uint8 (N,) of the rows of all files, one after the other.
+        """Return event times int64 (N,) and `Fault` codes uint8 (N,) of the rows of all files.
 
-        A row without a time of day closes at `close_time`. A file in which every time of day is midnight holds
-        days, not moments, and all its rows close at `close_time` too. The event time of a faulty row is 0.
+        Files come one after the other. A row without a time of day closes at `close_time`. A file in which every time of day is
+        midnight holds days, not moments, and all its rows close at `close_time` too. The event
+        time of a faulty row is 0.
 
         Args:
             files: the codes of each file's rows.
@@ -125,7 +137,9 @@ class TimeParser:
         local = day + np.where(clock < 0, self._close_ns, clock)
         wanted = (fault == Fault.NONE) & (utc == _UNSET)
         buckets, which = np.unique(local[wanted] // _BUCKET, return_inverse=True)
-        offsets = np.array([self._offset(bucket) for bucket in buckets.tolist()], np.int64).reshape(-1, 2)
+        offsets = np.array(
+            [self._offset(bucket) for bucket in buckets.tolist()], np.int64
+        ).reshape(-1, 2)
         utc[wanted] = local[wanted] - offsets[which, 0]
         fault[wanted] = offsets[which, 1]
         utc[fault != Fault.NONE] = 0
@@ -137,12 +151,18 @@ class TimeParser:
         return cell if isinstance(cell, str) else ' '.join(cell)
 
     def _offset(self, bucket: int) -> tuple[int, Fault]:
-        """Return the zone's offset in ns for one local quarter of an hour, and a fault around clock changes."""
+        """Return the offset in ns of a local quarter of an hour, a fault around clock changes."""
         naive = datetime(1970, 1, 1) + timedelta(seconds=bucket * (_BUCKET // _SECOND))
         first = naive.replace(tzinfo=self._zone).utcoffset() or timedelta(0)
         second = naive.replace(tzinfo=self._zone, fold=1).utcoffset() or timedelta(0)
         # The clock goes back: this local time comes twice. It goes forward: it never comes.
-        fault = Fault.AMBIGUOUS_DATE if first > second else Fault.BAD_DATE if first < second else Fault.NONE
+        fault = (
+            Fault.AMBIGUOUS_DATE
+            if first > second
+            else Fault.BAD_DATE
+            if first < second
+            else Fault.NONE
+        )
         return first // timedelta(microseconds=1) * 1000, fault
 
     def _join(self, date: str, time: str) -> Moment:
@@ -176,8 +196,12 @@ class TimeParser:
             return self._from_written(written)
         compact = _COMPACT.fullmatch(text)
         if compact:
-            year, month, day, hour, minute, second, milli = (int(part or 0) for part in compact.groups())
-            return _moment_of(year, month, day, _clock_sum(hour, minute, second, milli * 1_000_000))
+            year, month, day, hour, minute, second, milli = (
+                int(part or 0) for part in compact.groups()
+            )
+            return _moment_of(
+                year, month, day, _clock_sum(hour, minute, second, milli * 1_000_000)
+            )
         if text.isascii() and text.isdigit() and len(text) in _UNIX_SCALE:
             return self._from_unix(text)
         if _DAY_FIRST.fullmatch(text) or re.fullmatch(r'\d{6}', text):
@@ -215,13 +239,13 @@ class TimeParser:
 
 
 def _tidy(text: str) -> str:
-    """Strip blanks and the `.0` that integer columns with holes get when they are written as floats."""
+    """Strip blanks and the `.0` that integer columns with holes get when written as floats."""
     text = text.strip()
     return text[:-2] if text.endswith('.0') and text[:-2].isdigit() else text
 
 
 def _moment_of(year: int, month: int, day: int, clock_ns: int) -> Moment:
-    # Event time 0 means "unknown" elsewhere and int64 ns end in 2262: both ends are kept away from.
+    # Event time 0 means "unknown" elsewhere, and int64 ns end in 2262: keep away from both.
     if not 1970 <= year < 2200 or clock_ns < -1:
         return Moment(fault=Fault.BAD_DATE)
     try:
@@ -244,7 +268,7 @@ def _clock_ns(parts: re.Match[str]) -> int:
 
 
 def _time_cell_ns(text: str) -> int:
-    """Return the ns of a time cell such as 9:31, 09:31:00, 931 or 93100; negative if it is none."""
+    """Return the ns of a time cell such as 9:31, 09:31:00, 931 or 93100; negative if none."""
     clock = _CLOCK_ONLY.fullmatch(text)
     if clock:
         return _clock_ns(clock)

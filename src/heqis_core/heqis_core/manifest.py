@@ -21,8 +21,6 @@ from heqis_core.strategy import StrategyConfig
 SCHEMA_VERSION = 1
 MANIFEST_FILE = 'manifest.json'
 CLASSES = ('down', 'flat', 'up')
-GENERATOR_OUTPUTS = ('log_return', 'probabilities')
-"""Outputs that every generator has: float32 (tile,) and float32 (tile, 3)."""
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 512 << 20
@@ -41,14 +39,14 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """A part of the manifest: immutable, and without fields that this version does not know."""
 
 
-class FileEntry(_Part):
+class FileEntry(_Part, frozen=True):
     """Hash and size of one file."""
 
     sha256: Digest
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_BYTES)]
 
 
-class FeaturesPart(_Part):
+class FeaturesPart(_Part, frozen=True):
     """The feature spec, and the names of a frame's F + K columns: indicators, then factors."""
 
     spec_file: str
@@ -56,7 +54,7 @@ class FeaturesPart(_Part):
     names: tuple[str, ...]
 
 
-class EncoderPart(_Part):
+class EncoderPart(_Part, frozen=True):
     """The factor encoder: the last `window` scaled indicator rows to `factors` numbers.
 
     `horizon` is the number of frames within which those rows must lie.
@@ -71,15 +69,18 @@ class EncoderPart(_Part):
     output: str
 
 
-class WindowPart(_Part):
+class WindowPart(_Part, frozen=True):
     """Rows W of the longest window, and the frames H within which they must lie."""
 
     length: Count
     horizon: Count
 
 
-class GeneratorPart(_Part):
-    """One generator: input float32 (tile, window, F+K), outputs at least `GENERATOR_OUTPUTS`."""
+class GeneratorPart(_Part, frozen=True):
+    """One generator: a float32 (tile, window, F+K) in; `log_return` and `probabilities` out.
+
+    Those two are float32 (tile,) and (tile, 3); further outputs are left alone.
+    """
 
     name: Name
     file: str
@@ -87,7 +88,7 @@ class GeneratorPart(_Part):
     window: Count
 
 
-class DataPart(_Part):
+class DataPart(_Part, frozen=True):
     """The bars that training touched: nothing after `last_ns`."""
 
     fingerprint: Digest
@@ -97,7 +98,7 @@ class DataPart(_Part):
     last_ns: int
 
 
-class MetricRow(_Part):
+class MetricRow(_Part, frozen=True):
     """One line of the metrics table: a model or a floor, on one part of the data.
 
     Intervals are 95 % bootstrap intervals [low, high]; None where a figure does not apply.
@@ -113,7 +114,7 @@ class MetricRow(_Part):
     gross_return_pct: float | None = None
 
 
-class Provenance(_Part):
+class Provenance(_Part, frozen=True):
     """Where the bundle comes from; `training_s` is wall-clock time and no part of the id."""
 
     data: DataPart
@@ -125,7 +126,7 @@ class Provenance(_Part):
     training_s: float
 
 
-class Manifest(_Part):
+class Manifest(_Part, frozen=True):
     """Everything that a board must know of a bundle, as stored in `manifest.json`."""
 
     schema_version: int

@@ -98,9 +98,7 @@ class FeaturePipeline:
         """Continue from `save`; raise ConfigError if it is of another spec or another set of symbols."""
         for part, target in (('indicators', self._state), ('windows', self._windows)):
             prefix = part + '.'
-            target.load(
-                {k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)}
-            )
+            target.load({k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})
 
     def _encode(
         self, seq: int, features: npt.NDArray[np.float32], ready: npt.NDArray[np.bool_]

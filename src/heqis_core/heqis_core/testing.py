@@ -42,7 +42,9 @@ def shared_data() -> Path:
         folder = root.parent / 'shared' / 'data'
         if folder.is_dir():
             return folder
-    pytest.skip('no real market data: set HEQIS_TEST_DATA, or put it at ../shared/data of the project')
+    pytest.skip(
+        'no real market data: set HEQIS_TEST_DATA, or put it at ../shared/data of the project'
+    )
 
 
 def _project_roots() -> Iterator[Path]:
@@ -54,9 +56,10 @@ def _project_roots() -> Iterator[Path]:
 
 
 def wait_until(predicate: Callable[[], bool], timeout_s: float, message: str = '') -> None:
-    """Wait until `predicate()` is true; raise AssertionError with `message` after `timeout_s` seconds.
+    """Wait until `predicate()` is true.
 
-    The predicate is asked every 10 ms, at least once, and a last time when the time is up.
+    Raise AssertionError with `message` after `timeout_s` seconds. The predicate is asked every 10
+    ms, at least once, and a last time when the time is up.
     """
     deadline_s = time.monotonic() + timeout_s
     while not predicate():
@@ -81,9 +84,9 @@ def free_port() -> int:
 
 
 def free_domain_id() -> int:
-    """Return a ROS_DOMAIN_ID that no other test process holds; it stays taken until this process ends.
+    """Return a ROS_DOMAIN_ID that no other test process holds.
 
-    Raises OSError if all are taken.
+    It stays taken until this process ends. Raises OSError if all are taken.
     """
     domains = list(_DOMAINS)
     random.SystemRandom().shuffle(domains)
@@ -95,7 +98,9 @@ def free_domain_id() -> int:
         if lock is not None:
             _domain_locks.append(lock)
             return domain
-    raise OSError('every ROS_DOMAIN_ID from 1 to 101 is in use: end the test processes that hold them')
+    raise OSError(
+        'every ROS_DOMAIN_ID from 1 to 101 is in use: end the test processes that hold them'
+    )
 
 
 def _lock_domain(domain: int) -> IO[str] | None:

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small, sound bundle without training: seeded linear models, for tests of what runs bundles.
+"""A tiny bundle with seeded random weights, for tests that need one at once and without torch.
 
-Its models are real ONNX files that go through every check; what they answer means nothing. Needs onnx.
+It is whole and passes every check, but its models have learned nothing. Nothing outside a test
+imports this.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
-from heqis_core.bars import BarTable
-from heqis_core.bundle import Bundle, write_bundle
-from heqis_core.features.spec import FeatureSpec, default_spec
-from heqis_core.features.state import FeatureState
+from heqis_core.bundle import write_bundle
+from heqis_core.engine import Arrays, infer_tiled
+from heqis_core.features.spec import FeatureItem, FeatureSpec
 from heqis_core.io.ort_engine import OrtEngine
 from heqis_core.manifest import (
     CLASSES,
@@ -34,43 +35,56 @@ from heqis_core.manifest import (
 from heqis_core.scaler import Scaler
 from heqis_core.strategy import StrategyConfig
 
-TILE = 8
-FACTORS = 2
-ENCODER_WINDOW = 4
+WINDOW, ENCODER_WINDOW, FACTORS, TILE = 6, 4, 2, 8
+SPEC = FeatureSpec(
+    (
+        FeatureItem('return', {'n': 1}),
+        FeatureItem('ma', {'n': 3}, relative=True),
+        FeatureItem('rsi', {'n': 4}),
+    )
+)
 
 
-def tiny_bundle(
-    parent: Path, table: BarTable, *, split: int, seed: int = 0, window: int = 5
-) -> Bundle:
-    """Write a bundle under `parent` and return it.
+def write_test_bundle(
+    parent: Path, seed: int = 0, trained_until_ns: int = 0, valid_for_s: float = 345600.0
+) -> Path:
+    """Write `<parent>/<bundle id>` and return it.
+
+    Generator `linear` sees 6 rows within 12 frames, the encoder 4 rows within 8 frames and gives 2
+    factors, the spec has 3 columns and 4 bars of warm-up; tiles have 8 rows.
 
     Args:
-        parent: folder that gets the bundle's folder.
-        table: its first `split` event times fit the scaler.
-        split: index of the first event time after `trained_until_ns`.
-        seed: of the weights.
-        window: rows W of the generator; the horizon is 2 W.
+        parent: folder for the bundle.
+        seed: of the weights; another seed gives another bundle id.
+        trained_until_ns: event time after which the bundle may decide.
+        valid_for_s: how long a decision is fresh.
     """
-    spec = default_spec(table.has_volume)
-    scaler = _fit(spec, table, split)
-    width = len(spec.names)
+    manifest, files = bundle_parts(seed, trained_until_ns, valid_for_s)
+    return write_bundle(parent, manifest, files)
+
+
+def bundle_parts(
+    seed: int = 0, trained_until_ns: int = 0, valid_for_s: float = 345600.0
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Return manifest and files of that bundle, for tests that alter them before `write_bundle`."""
     rng = np.random.default_rng(seed)
+    n_columns = len(SPEC.names) + FACTORS
+    models = {'encoder': _encoder(rng), 'linear': _generator(rng, n_columns)}
+    scaler = Scaler(SPEC.names, [0.0, 0.0, 50.0], [0.02, 0.02, 20.0])
     files = {
-        'feature_spec.json': spec.to_json().encode(),
+        'features.json': SPEC.to_json().encode(),
         'scaler.json': scaler.to_json().encode(),
-        'encoder.onnx': _encoder(rng, width),
-        'generators/linear.onnx': _generator(rng, window, width + FACTORS),
+        'golden.npz': _golden(rng, models),
+        **{f'{name}.onnx': data for name, data in models.items()},
     }
-    files['golden.npz'] = _golden(parent, files, rng, width, window)
-    trained_until_ns = int(table.event_time_ns[split - 1])
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         bundle_id='',
-        created_at='2024-01-01T00:00:00+00:00',
+        created_at='2000-01-01T00:00:00+00:00',
         features=FeaturesPart(
-            spec_file='feature_spec.json',
-            spec_id=spec.id,
-            names=(*spec.names, *factor_names(FACTORS)),
+            spec_file='features.json',
+            spec_id=SPEC.id,
+            names=SPEC.names + factor_names(FACTORS),
         ),
         scaler_file='scaler.json',
         encoder=EncoderPart(
@@ -79,120 +93,107 @@ def tiny_bundle(
             horizon=2 * ENCODER_WINDOW,
             tile=TILE,
             factors=FACTORS,
-            input='x',
+            input='window',
             output='factors',
         ),
-        window=WindowPart(length=window, horizon=2 * window),
-        generators=(
-            GeneratorPart(
-                name='linear', file='generators/linear.onnx', tile=TILE, window=window
-            ),
-        ),
+        window=WindowPart(length=WINDOW, horizon=2 * WINDOW),
+        generators=(GeneratorPart(name='linear', file='linear.onnx', tile=TILE, window=WINDOW),),
         served='linear',
         classes=CLASSES,
-        flat_band=0.001,
-        strategy=StrategyConfig(buy_threshold=0.05, sell_threshold=-0.05),
+        flat_band=0.005,
+        strategy=StrategyConfig(0.1, -0.1, valid_for_s),
         trained_until_ns=trained_until_ns,
         provenance=Provenance(
             data=DataPart(
                 fingerprint='0' * 64,
-                symbols=table.symbols,
-                bars=split,
-                first_ns=int(table.event_time_ns[0]),
+                symbols=('A',),
+                bars=1,
+                first_ns=trained_until_ns,
                 last_ns=trained_until_ns,
             ),
             seed=seed,
             settings={},
             packages={},
             metrics=(),
-            metrics_note='seeded weights, not trained',
+            metrics_note='Random weights, for tests.',
             training_s=0.0,
         ),
         golden_file='golden.npz',
         files={},
     )
-    return Bundle.load(write_bundle(parent, manifest, files))
+    return manifest, files
 
 
-def _fit(spec: FeatureSpec, table: BarTable, split: int) -> Scaler:
-    state = FeatureState(spec, len(table.symbols))
-    rows = state.batch(table.values[:split], table.status[:split]).reshape(-1, len(spec.names))
-    return Scaler.fit(spec.names, rows[np.isfinite(rows).all(axis=1)])
+def _encoder(rng: np.random.Generator) -> bytes:
+    """Return factors = conv(window) over all rows at once, rank 4 throughout."""
+    from onnx import helper
+
+    width = len(SPEC.names)
+    weights = {'weight': (FACTORS, width, 1, ENCODER_WINDOW), 'bias': (FACTORS,)}
+    nodes = [helper.make_node('Conv', ['window', 'weight', 'bias'], ['factors'])]
+    outputs = {'factors': (TILE, FACTORS, 1, 1)}
+    return _model(rng, nodes, (TILE, width, 1, ENCODER_WINDOW), outputs, weights)
 
 
-def _encoder(rng: np.random.Generator, width: int) -> bytes:
-    weight = rng.normal(size=(FACTORS, width, 1, ENCODER_WINDOW)).astype(np.float32) / width
-    return _model(
-        [
-            helper.make_node('Conv', ['x', 'w'], ['y']),
-            helper.make_node('Flatten', ['y'], ['factors']),
-        ],
-        [TILE, width, 1, ENCODER_WINDOW],
-        {'factors': [TILE, FACTORS]},
-        {'w': weight},
-    )
+def _generator(rng: np.random.Generator, n_columns: int) -> bytes:
+    """Return one linear layer over the flattened window for the return, and one for the classes."""
+    from onnx import helper
 
-
-def _generator(rng: np.random.Generator, window: int, width: int) -> bytes:
-    n = window * width
-    weights = {
-        'w_return': (rng.normal(size=(n, 1)) / n).astype(np.float32),
-        'w_class': (rng.normal(size=(n, len(CLASSES))) / np.sqrt(n)).astype(np.float32),
-        'last': np.array([1], np.int64),
-    }
-    return _model(
-        [
-            helper.make_node('Flatten', ['x'], ['flat']),
-            helper.make_node('MatMul', ['flat', 'w_return'], ['r']),
-            helper.make_node('Squeeze', ['r', 'last'], ['log_return']),
-            helper.make_node('MatMul', ['flat', 'w_class'], ['logits']),
-            helper.make_node('Softmax', ['logits'], ['probabilities'], axis=1),
-        ],
-        [TILE, window, width],
-        {'log_return': [TILE], 'probabilities': [TILE, len(CLASSES)]},
-        weights,
-    )
+    flat = WINDOW * n_columns
+    weights = {'w_return': (flat, 1), 'w_class': (flat, len(CLASSES))}
+    nodes = [
+        helper.make_node('Flatten', ['window'], ['flat']),
+        helper.make_node('MatMul', ['flat', 'w_return'], ['return_column']),
+        helper.make_node('ReduceSum', ['return_column', 'last_axis'], ['log_return'], keepdims=0),
+        helper.make_node('MatMul', ['flat', 'w_class'], ['logits']),
+        helper.make_node('Softmax', ['logits'], ['probabilities'], axis=1),
+    ]
+    outputs = {'log_return': (TILE,), 'probabilities': (TILE, len(CLASSES))}
+    return _model(rng, nodes, (TILE, WINDOW, n_columns), outputs, weights)
 
 
 def _model(
-    nodes: list[onnx.NodeProto],
-    input_shape: list[int],
-    outputs: dict[str, list[int]],
-    weights: dict[str, npt.NDArray[np.generic]],
+    rng: np.random.Generator,
+    nodes: list[Any],
+    shape: tuple[int, ...],
+    outputs: Mapping[str, tuple[int, ...]],
+    weights: Mapping[str, tuple[int, ...]],
 ) -> bytes:
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = [
+        numpy_helper.from_array(rng.normal(0, 0.1, size).astype(np.float32), name)
+        for name, size in weights.items()
+    ]
+    constants.append(numpy_helper.from_array(np.array([1]), 'last_axis'))
     graph = helper.make_graph(
         nodes,
-        'tiny',
-        [helper.make_tensor_value_info('x', TensorProto.FLOAT, input_shape)],
-        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in outputs.items()],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+        'test',
+        [helper.make_tensor_value_info('window', TensorProto.FLOAT, shape)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+            for name, size in outputs.items()
+        ],
+        constants,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)])
-    model.ir_version = 8
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    return cast('bytes', model.SerializeToString(deterministic=True))
 
 
-def _golden(
-    parent: Path, files: dict[str, bytes], rng: np.random.Generator, width: int, window: int
-) -> bytes:
-    arrays: dict[str, npt.NDArray[np.generic]] = {}
-    shapes = {
-        'encoder': ('encoder.onnx', (TILE, width, 1, ENCODER_WINDOW)),
-        'linear': ('generators/linear.onnx', (TILE, window, width + FACTORS)),
-    }
-    parent.mkdir(parents=True, exist_ok=True)
-    for name, (file, shape) in shapes.items():
-        path = parent / f'{name}.golden.onnx'
-        path.write_bytes(files[file])
-        engine = OrtEngine()
-        engine.load(path)
-        rows = rng.normal(size=shape).astype(np.float32)
-        arrays[f'{name}/input'] = rows
-        for output, values in engine.infer({'x': rows}).items():
-            arrays[f'{name}/{output}'] = values
-        engine.close()
-        path.unlink()
+def _golden(rng: np.random.Generator, models: dict[str, bytes]) -> bytes:
+    arrays: Arrays = {}
+    with TemporaryDirectory() as folder:
+        for name, data in models.items():
+            path = Path(folder) / 'model.onnx'
+            path.write_bytes(data)
+            engine = OrtEngine()
+            engine.load(path)
+            shape = (3, *engine.specs()[0][0].shape[1:])
+            rows: npt.NDArray[np.float32] = rng.normal(size=shape).astype(np.float32)
+            arrays[f'{name}/input'] = rows
+            for output, values in infer_tiled(engine, rows, TILE).items():
+                arrays[f'{name}/{output}'] = values
+            engine.close()
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **dict(sorted(arrays.items())))
     return buffer.getvalue()

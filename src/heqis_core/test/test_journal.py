@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal keeps every committed decision exactly once, whatever happens to the process that writes it."""
+"""The journal keeps each committed decision exactly once, whatever happens to its writer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from heqis_core.control import Event, Level
 from heqis_core.decision import Action, Decisions, Predictions, Reason
 from heqis_core.errors import JournalError
 from heqis_core.frame import N_STAGES, Stage
 from heqis_core.io.journal import Journal
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from heqis_core.io.journal_repair import main as repair_main
 
 SYMBOLS = ('000001.SZ', '600000.SH', '600519.SH')
 DAY_NS = 86_400_000_000_000
@@ -400,8 +402,37 @@ def test_a_damaged_page_is_found_at_open_and_the_message_says_how_to_repair(path
     data = bytearray(path.read_bytes())
     data[4096 * 3 : 4096 * 4] = os.urandom(4096)
     path.write_bytes(data)
-    with pytest.raises(JournalError, match=r'damaged: .*\.recover'):
+    with pytest.raises(JournalError, match=r'damaged: .*journal_repair'):
         Journal.open(path)
+
+
+def test_repair_saves_what_can_be_read_and_sends_nothing_again(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make(i) for i in range(300)])
+        journal.commit([make(i) for i in range(300, 400)])
+        journal.add_events([Event(1, Level.WARN, 'risk_gate', 'kill_switch', '', 'engaged')])
+        journal.set_meta('kill_switch', 'engaged')
+        intact = {frame.seq: frame for frame in journal.frames()}
+    data = bytearray(path.read_bytes())
+    page = 4096 * (len(data) // 8192)
+    data[page : page + 4096] = os.urandom(4096)
+    path.write_bytes(data)
+    assert repair_main([str(path)]) == 0
+    said = capsys.readouterr().out
+    with Journal.open(f'{path}.repaired') as journal:
+        found = {frame.seq: frame for frame in journal.frames()}
+        assert 300 < len(found) < 400
+        assert f'frames: {len(found)} saved, {400 - len(found)} lost' in said
+        for seq, frame in found.items():
+            assert_same(frame, intact[seq])
+            assert frame.stamps[Stage.COMMITTED] in (0, intact[seq].stamps[Stage.COMMITTED])
+        assert journal.unpublished() == []
+        assert journal.get_meta('kill_switch') == 'engaged'
+        assert [event.text for event in journal.events()] == ['engaged']
+    assert repair_main([str(path)]) == 1
+    assert 'exists already' in capsys.readouterr().err
 
 
 def test_a_changed_byte_in_a_packed_row_is_found_when_it_is_read(path: Path) -> None:

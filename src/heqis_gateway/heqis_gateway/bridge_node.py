@@ -9,13 +9,12 @@ from typing import Any
 from heqis_core.frame import FeatureFrame
 from heqis_core.io.zmq_link import GatewayLink
 from heqis_core.io.zmq_security import optional_security
+from heqis_gateway.hub import Hub
+from heqis_gateway.params import BRIDGE
 from heqis_msgs.msg import Decisions
 from heqis_ros import qos
 from heqis_ros.convert import decisions_to_msg
 from heqis_ros.node import ManagedNode
-
-from heqis_gateway.hub import Hub
-from heqis_gateway.params import BRIDGE
 
 SEND_TIMEOUT_MS = 50
 POLL_MS = 100

@@ -89,14 +89,22 @@ def load_checkpoint(path: Path, identity: dict[str, str]) -> tuple[Checkpoint | 
             arrays: Arrays = {name: file[name] for name in file.files}
         head = msgspec.json.decode(arrays.pop('head').tobytes(), type=CheckpointHead)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, msgspec.MsgspecError) as error:
-        return None, f'{path}: checkpoint is damaged ({error}): the stream starts with its first bar'
+        return (
+            None,
+            f'{path}: checkpoint is damaged ({error}): the stream starts with its first bar',
+        )
     if head.schema != SCHEMA:
         return None, f'{path}: checkpoint has schema {head.schema}, expected {SCHEMA}'
     for key, expected in identity.items():
         if head.identity.get(key) != expected:
             found = head.identity.get(key)
-            return None, f'{path}: checkpoint is of {key} {found!r}, now {expected!r}: starting anew'
-    return Checkpoint(head, _part(arrays, 'pipeline/'), _part(arrays, 'ring/')), f'resumed at {head.next_seq}'
+            return (
+                None,
+                f'{path}: checkpoint is of {key} {found!r}, now {expected!r}: starting anew',
+            )
+    return Checkpoint(
+        head, _part(arrays, 'pipeline/'), _part(arrays, 'ring/')
+    ), f'resumed at {head.next_seq}'
 
 
 def _part(arrays: Arrays, prefix: str) -> Arrays:

@@ -14,6 +14,10 @@ from heqis_core.errors import ConfigError
 from heqis_core.frame import FeatureFrame, Stage, stamp
 from heqis_core.io.ort_engine import OrtEngine
 from heqis_core.source import PacedSource, Source, SourceConfig, open_source
+from heqis_gateway.bridge_node import BridgeNode
+from heqis_gateway.hub import Hub
+from heqis_gateway.params import GATEWAY
+from heqis_gateway.stream import FrameStream, StreamSettings
 from heqis_msgs.msg import BarBlock as BarBlockMsg
 from heqis_msgs.msg import Committed
 from heqis_msgs.msg import FeatureFrame as FeatureFrameMsg
@@ -22,11 +26,6 @@ from heqis_ros import qos
 from heqis_ros.convert import block_to_msg, frame_to_msg, reply_to_srv, srv_to_request
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
-
-from heqis_gateway.bridge_node import BridgeNode
-from heqis_gateway.hub import Hub
-from heqis_gateway.params import GATEWAY
-from heqis_gateway.stream import FrameStream, StreamSettings
 
 COUNTERS_PERIOD_S = 0.1
 
@@ -45,7 +44,9 @@ class GatewayNode(ManagedNode):
     def configure(self, params: Any) -> None:
         """Load and verify the bundle, open the source, take up the checkpoint."""
         if not params.bundle:
-            raise ConfigError('parameter bundle is empty: name the folder that `heqis train` printed')
+            raise ConfigError(
+                'parameter bundle is empty: name the folder that `heqis train` printed'
+            )
         bundle = Bundle.load(params.bundle)
         bundle.verify_golden(OrtEngine)
         encoder = self._load_encoder(bundle)
@@ -128,9 +129,7 @@ class GatewayNode(ManagedNode):
         assert self._stream is not None
         if self._bars.get_subscription_count():
             settings = self._stream.settings
-            self.publish(
-                self._bars, block_to_msg(block, settings.stream, settings.epoch, seq)
-            )
+            self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))
 
     def _busy(self, busy: bool) -> None:
         # Work on a block that never ends is a stall; waiting for a source or for the journal is not.
@@ -158,7 +157,9 @@ class GatewayNode(ManagedNode):
         self.set_counter('frames_open', self._stream.n_open)
         self.set_counter('bars_rejected', sum(self._source.counts.values()))
         if counters.source_done and counters.frames_sent == 0:
-            self.set_info('no bar is later than the training data of the bundle: nothing to decide')
+            self.set_info(
+                'no bar is later than the training data of the bundle: nothing to decide'
+            )
 
 
 def _settings(

@@ -10,9 +10,7 @@ GATEWAY = ParamTable(
     [
         Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
         Param('stream', str, 'daily', "Name of the stream, part of every decision's key."),
-        Param(
-            'source', str, 'simulator', 'Where bars come from.', choices=('file', 'simulator')
-        ),
+        Param('source', str, 'simulator', 'Where bars come from.', choices=('file', 'simulator')),
         Param('data', str, '', 'CSV or Parquet file, or a folder of them (source: file).'),
         Param(
             'quarantine',

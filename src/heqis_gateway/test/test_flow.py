@@ -17,7 +17,7 @@ def test_nothing_is_due_while_answers_come_in():
     assert flow.closed([0], 0.9) == 1
     assert flow.may_send
     assert flow.due(1.5) == []
-    assert flow.due(1.9) == [1, 2, 3]
+    assert flow.due(2.0) == [1, 2, 3]
 
 
 def test_a_resend_waits_the_whole_time_again_and_is_bounded():

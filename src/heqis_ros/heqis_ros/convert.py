@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Core objects to messages and back; payloads move as buffers, never as Python lists.
 
-To a message: one copy of the bytes into an `array.array`, the only type that rclpy's setters take as it is. Back:
-numpy views of the message's buffers, which keep the message's memory alive. A message whose parts do not fit
-together raises WireError that names the message and the field. Byte order is little-endian, as in `Tensor.msg`.
+To a message: one copy of the bytes into an `array.array`, the only type that rclpy's setters take
+as it is. Back: numpy views of the message's buffers, which keep the message's memory alive. A
+message whose parts do not fit together raises WireError that names the message and the field. Byte
+order is little-endian, as in `Tensor.msg`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from heqis_core.bars import BAR_FIELDS, BarBlock
-from heqis_core.control import Event, Level, NodeBeat, ProcessBeat
 from heqis_core.decision import Decisions, Predictions
 from heqis_core.errors import WireError
 from heqis_core.frame import N_STAGES, FeatureFrame
@@ -42,7 +43,7 @@ _symbols: dict[str, tuple[str, ...]] = {}
 
 
 def buffer_of(values: Array, kind: str) -> array[Any]:
-    """Return the elements in C order as an `array.array` of numpy kind `u1`, `u4`, `u8`, `i8` or `f4`."""
+    """Return the elements in C order as an `array.array`; kind is u1, u4, u8, i8 or f4."""
     result = array(_TYPECODES[kind])
     result.frombytes(
         np.ascontiguousarray(values, dtype=f'<{kind}').reshape(-1).view(np.uint8).data
@@ -50,11 +51,11 @@ def buffer_of(values: Array, kind: str) -> array[Any]:
     return result
 
 
-# ---- tensors ---------------------------------------------------------------------------------------------
+# ---- tensors ------------------------------------------------------------------------------------
 
 
 def tensor_to_msg(name: str, values: Array) -> m.Tensor:
-    """Copy an array into a Tensor; raises WireError for a dtype that DLPack codes here do not cover."""
+    """Copy an array into a Tensor; raises WireError for a dtype that has no code there."""
     dtype = values.dtype.newbyteorder('<')
     code = _KINDS.get(dtype.kind)
     if code is None or (code, dtype.itemsize * 8) not in _DTYPES:
@@ -73,11 +74,11 @@ def tensor_to_msg(name: str, values: Array) -> m.Tensor:
 
 
 def msg_to_tensor(tensor: m.Tensor) -> Array:
-    """Return a view of a Tensor's bytes; raises WireError if dtype, shape and length do not fit together."""
+    """Return a view of a Tensor's bytes; raises WireError if dtype, shape and length disagree."""
     dtype = _DTYPES.get((tensor.dtype_code, tensor.dtype_bits))
     if dtype is None:
         raise WireError(
-            f'Tensor {tensor.name}: unknown dtype code {tensor.dtype_code}, {tensor.dtype_bits} bits'
+            f'Tensor {tensor.name}: no dtype has code {tensor.dtype_code}, {tensor.dtype_bits} bits'
         )
     shape = tuple(tensor.shape)
     if math.prod(shape) * dtype.itemsize != len(tensor.data):
@@ -93,7 +94,8 @@ def _typed(kind: str, tensor: m.Tensor, dtype: type, shape: tuple[int, ...]) -> 
     values = msg_to_tensor(tensor)
     if values.dtype != dtype or values.shape != shape:
         raise WireError(
-            f'{kind}.{tensor.name}: {values.dtype} {values.shape}, expected {np.dtype(dtype)} {shape}'
+            f'{kind}.{tensor.name}: {values.dtype} {values.shape},'
+            f' expected {np.dtype(dtype)} {shape}'
         )
     return values
 
@@ -101,15 +103,14 @@ def _typed(kind: str, tensor: m.Tensor, dtype: type, shape: tuple[int, ...]) -> 
 def _column(message: Any, field: str, dtype: type, shape: tuple[int, ...]) -> Array:
     buffer = getattr(message, field)
     if len(buffer) != math.prod(shape):
-        raise WireError(
-            f'{type(message).__name__}.{field}: {len(buffer)} elements, expected {math.prod(shape)} for shape {shape}'
-        )
+        kind = type(message).__name__
+        raise WireError(f'{kind}.{field}: {len(buffer)} elements do not make {shape}')
     return np.frombuffer(buffer, dtype).reshape(shape) if len(buffer) else np.empty(shape, dtype)
 
 
 def _intern(stream: str, names: Sequence[str]) -> tuple[str, ...]:
-    # The same tuple object for every message of a stream: later comparisons are one pointer, and 5400 names
-    # of the last message can be freed.
+    # The same tuple object for every message of a stream: later comparisons are one pointer, and
+    # 5400 names of the last message can be freed.
     symbols = tuple(names)
     known = _symbols.get(stream)
     if known == symbols:
@@ -132,7 +133,7 @@ def _stamps(values: Array) -> Array:
     return np.array(values, np.int64).reshape(N_STAGES)
 
 
-# ---- bar blocks and frames -------------------------------------------------------------------------------
+# ---- bar blocks and frames ----------------------------------------------------------------------
 
 
 def block_to_msg(block: BarBlock, stream: str, epoch: int, seq: int) -> m.BarBlock:
@@ -234,7 +235,7 @@ def srv_to_reply(response: Any) -> MissedReply:
     )
 
 
-# ---- predictions, decisions, signals ---------------------------------------------------------------------
+# ---- predictions, decisions, signals ------------------------------------------------------------
 
 
 def predictions_to_msg(predictions: Predictions) -> m.Predictions:
@@ -312,7 +313,7 @@ def msg_to_decisions(message: m.Decisions) -> Decisions:
 
 
 def signals_from(decisions: Decisions) -> m.Signals:
-    """Return the BUY and SELL decisions of one frame as a message; its list is empty where there are none."""
+    """Return the BUY and SELL decisions of one frame as a message; there may be none."""
     result = m.Signals()
     _head(result, decisions)
     result.bundle_id = decisions.bundle_id
@@ -346,92 +347,3 @@ def committed_to_msg(stream: str, epoch: int, seq: Sequence[int] | Array) -> m.C
 def msg_to_committed(message: m.Committed) -> tuple[str, int, npt.NDArray[np.uint64]]:
     """Return stream, epoch and the closed frames' seq."""
     return message.stream, message.epoch, _column(message, 'seq', np.uint64, (len(message.seq),))
-
-
-# ---- health ----------------------------------------------------------------------------------------------
-
-
-def msg_to_beat(message: m.Heartbeat) -> ProcessBeat:
-    """Return a heartbeat as plain data; raises WireError if names and values do not pair up."""
-    return ProcessBeat(
-        board=message.board,
-        process=message.process,
-        host=message.host,
-        pid=message.pid,
-        start_id=message.start_id,
-        count=message.count,
-        stamp_ns=message.stamp_ns,
-        boot_id=message.boot_id,
-        hold=message.hold,
-        nodes=tuple(_msg_to_node_beat(node) for node in message.nodes),
-    )
-
-
-def _msg_to_node_beat(node: m.NodeStatus) -> NodeBeat:
-    return NodeBeat(
-        name=node.name,
-        state=node.state,
-        spin_count=node.spin_count,
-        progress=node.progress,
-        pending=node.pending,
-        counters=_pairs(node, 'counter_names', 'counter_values'),
-        stages_us=_pairs(node, 'stage_names', 'stage_last_us'),
-        info=node.info,
-    )
-
-
-def _pairs(node: m.NodeStatus, names: str, values: str) -> dict[str, int]:
-    keys, numbers = getattr(node, names), getattr(node, values)
-    if len(keys) != len(numbers):
-        raise WireError(f'NodeStatus {node.name}: {len(keys)} {names} and {len(numbers)} {values}')
-    return dict(zip(keys, numbers))
-
-
-def beat_to_msg(beat: ProcessBeat) -> m.Heartbeat:
-    """Return a heartbeat message, to be published again on another board."""
-    result = m.Heartbeat()
-    for field in (
-        'board',
-        'process',
-        'host',
-        'pid',
-        'start_id',
-        'count',
-        'stamp_ns',
-        'boot_id',
-        'hold',
-    ):
-        setattr(result, field, getattr(beat, field))
-    result.nodes = [_node_beat_to_msg(node) for node in beat.nodes]
-    return result
-
-
-def _node_beat_to_msg(node: NodeBeat) -> m.NodeStatus:
-    result = m.NodeStatus()
-    for field in ('name', 'state', 'spin_count', 'progress', 'pending', 'info'):
-        setattr(result, field, getattr(node, field))
-    result.counter_names = list(node.counters)
-    result.counter_values = array('Q', node.counters.values())
-    result.stage_names = list(node.stages_us)
-    result.stage_last_us = array('Q', node.stages_us.values())
-    return result
-
-
-def event_to_msg(event: Event) -> m.Event:
-    """Return an event as a message."""
-    result = m.Event()
-    for field in ('stamp_ns', 'source', 'kind', 'subject', 'text'):
-        setattr(result, field, getattr(event, field))
-    result.level = int(event.level)
-    return result
-
-
-def msg_to_event(message: m.Event) -> Event:
-    """Return an event; raises WireError for a level that does not exist."""
-    try:
-        level = Level(message.level)
-    except ValueError as error:
-        raise WireError(f'Event.level: {message.level}, expected 0, 1 or 2') from error
-    return Event(
-        message.stamp_ns, level, message.source, message.kind, message.subject, message.text
-    )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The heartbeat of a process: one small message from a thread and a node of their own.
 
-The thread never waits for the executor, so a blocked callback shows as a `spin_count` that stands still in
-heartbeats that go on coming. What the nodes say is collected in `vitals`.
+The thread never waits for the executor, so a blocked callback shows as a `spin_count` that stands
+still in heartbeats that go on coming. What the nodes say is collected in `vitals`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import rclpy
-from heqis_core.errors import ConfigError
-from heqis_msgs.msg import Heartbeat
 from rclpy.exceptions import InvalidHandle
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.parameter import Parameter
 
+from heqis_core.errors import ConfigError
+from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos, vitals
 
 if TYPE_CHECKING:
@@ -57,12 +57,13 @@ class HeartbeatThread:
         rate: float | None = None,
         context: Context | None = None,
     ) -> None:
-        """Create the publisher `<process>_heartbeat` in the namespace of the first node, and start."""
+        """Create the node `<process>_heartbeat` beside the first node, and start."""
         self.process = process
         self._nodes = tuple(nodes)
         self._period_s = 1.0 / (rate or rate_hz())
         self._stop = threading.Event()
-        # Its own name even under a global `__node` remap (launch's `name`), which would rename it too.
+        # Its own name even under a global `__node` remap (launch's `name`), which would rename it
+        # too.
         self._node = rclpy.create_node(
             f'{process}_heartbeat',
             context=context,

@@ -4,7 +4,8 @@
     python -m heqis_ros.param_docs --write docs/parameters.md
     python -m heqis_ros.param_docs --check config/*.yaml
 
-Tables are found by walking the importable `heqis_*` packages for `params` modules; none of them imports rclpy.
+Tables are found by walking the importable `heqis_*` packages for `params` modules; none of them
+imports rclpy.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from heqis_core.errors import ConfigError
-
 from heqis_ros.param_files import check_file
 from heqis_ros.params import ParamTable, docs_table
 
 _HEAD = """\
 # Parameters
 
-Generated from the tables in each package's `params.py` by `python -m heqis_ros.param_docs --write`; do not edit.
-A parameter is set in a file under `/**/<node>: ros__parameters:`, or on a command line with `-p name:=value`. A value
-that is unknown, of another type or out of range makes the node refuse to be configured, and its log says why.
+Generated from the tables in each package's `params.py` by `python -m heqis_ros.param_docs
+--write`; do not edit. A parameter is set in a file under `/**/<node>: ros__parameters:`, or on a
+command line with `-p name:=value`. A value that is unknown, of another type or out of range makes
+the node refuse to be configured, and its log says why.
 """
 
 
 def all_tables() -> list[ParamTable]:
-    """Return the tables of every importable `heqis_*` package, by node name; raises ConfigError if two share one."""
+    """Return the tables of every importable `heqis_*` package, sorted by node name.
+
+    Raises ConfigError if one node has two.
+    """
     tables: dict[str, ParamTable] = {}
     for package in sorted(
         {module.name for module in pkgutil.iter_modules() if module.name.startswith('heqis_')}

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of ROS parameter files against parameter tables, with file and line, before any node reads them.
+"""The check of ROS parameter files against parameter tables, before any node reads them.
 
-Scalars are read as rcl reads them, not as YAML 1.1 says: `15:00` is a string and `010` is eight. Needs PyYAML, not
-rclpy.
+Scalars are read as rcl reads them, not as YAML 1.1 says: `15:00` is a string and `010` is eight.
+Needs PyYAML, not rclpy.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,11 +17,11 @@ import yaml
 
 from heqis_ros.params import Param, ParamTable, is_built_in
 
-_TRUE = frozenset('Y y yes Yes YES true True TRUE on On ON'.split())
-_FALSE = frozenset('N n no No NO false False FALSE off Off OFF'.split())
+_TRUE = frozenset(['Y', 'y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON'])
+_FALSE = frozenset(['N', 'n', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 'off', 'Off', 'OFF'])
 _INT = re.compile(r'[+-]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\Z')
 _FLOAT = re.compile(
-    r'[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|\.?(inf|nan)|\.?(Inf|NaN)|\.?(INF|NAN)|infinity)\Z'
+    r'[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?|\.inf)\Z|\.nan\Z', re.IGNORECASE
 )
 _MARKER = 'ros__parameters'
 
@@ -36,11 +37,8 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         """Return `file:line: key: text`."""
-        return (
-            f'{self.path}:{self.line}: {self.key}: {self.text}'
-            if self.key
-            else f'{self.path}:{self.line}: {self.text}'
-        )
+        key = self.key and f'{self.key}: '
+        return f'{self.path}:{self.line}: {key}{self.text}'
 
 
 class _Section(NamedTuple):
@@ -75,11 +73,8 @@ class _Check:
         try:
             for event in yaml.parse(text, yaml.SafeLoader):
                 if isinstance(event, yaml.AliasEvent):
-                    self.add(
-                        event.start_mark.line + 1,
-                        '',
-                        'ROS parameter files have no aliases (*); write it out',
-                    )
+                    line = event.start_mark.line + 1
+                    self.add(line, '', 'ROS parameter files have no aliases (*); write it out')
             root = yaml.compose(text, yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -120,24 +115,19 @@ class _Check:
                 self.add(key, name, f'expected `{_MARKER}:` below a node name')
 
     def _check_section(self, section: _Section) -> None:
-        name = section.node.rsplit('/', 1)[-1]
+        name, line = section.node.rsplit('/', 1)[-1], section.line
         if not section.node.startswith('/'):
-            self.add(
-                section.line,
-                section.node,
-                f'does not match a node in a namespace; write `/**/{name}:`',
-            )
+            self.add(line, section.node, f'matches no node in a namespace; write `/**/{name}:`')
         if name in ('*', '**'):
             tables = list(self.tables.values())
         elif name in self.tables:
             tables = [self.tables[name]]
         else:
-            self.add(
-                section.line, section.node, f'no such node; known are: {", ".join(self.tables)}'
-            )
+            self.add(line, section.node, f'no such node; known are: {", ".join(self.tables)}')
             return
         for param_name, node in self._values(section.body, ''):
-            for table in tables:
+            # A value for every node reaches those that know it, see ManagedNode.accept_siblings.
+            for table in [t for t in tables if t.get(param_name)] or tables[:1]:
                 if problem := _problem(table, param_name, node):
                     self.add(node, f'{table.node}.{param_name}', problem)
 
@@ -165,7 +155,7 @@ def _empty_as(param: Param, value: Any) -> Any:
 
 
 def read_value(node: yaml.Node) -> Any:
-    """Return the value that rcl makes of a YAML node, None for an empty list; raises ValueError."""
+    """Return what rcl makes of a YAML node, None for an empty list; raises ValueError."""
     if isinstance(node, yaml.MappingNode):
         raise ValueError('has no value')
     if isinstance(node, yaml.SequenceNode):
@@ -184,7 +174,8 @@ def _read_list(nodes: Sequence[yaml.Node]) -> list[Any]:
 
 def _read_scalar(node: yaml.ScalarNode) -> Any:
     text = node.value
-    # PyYAML keeps no sign of an explicit tag, but it differs from what the text alone would resolve to.
+    # PyYAML keeps no sign of an explicit tag, but it differs from what the text alone would
+    # resolve to.
     implicit = yaml.SafeLoader('').resolve(yaml.ScalarNode, text, (True, False))
     if node.style is not None or (node.tag.endswith(':str') and node.tag != implicit):
         return text
@@ -195,21 +186,13 @@ def _read_scalar(node: yaml.ScalarNode) -> Any:
     if _INT.match(text) and -(2**63) <= (number := _c_int(text)) < 2**63:
         return number
     if _FLOAT.match(text):
-        value = float(
-            text.replace('.inf', 'inf')
-            .replace('.Inf', 'inf')
-            .replace('.INF', 'inf')
-            .lower()
-            .replace('.nan', 'nan')
-        )
-        if abs(value) != float('inf') or 'inf' in text.lower():
+        value = float(text.lower().replace('.inf', 'inf').replace('.nan', 'nan'))
+        if not math.isinf(value) or 'inf' in text.lower():  # 1e999 is a string to rcl
             return value
     return text
 
 
 def _c_int(text: str) -> int:
     digits = text.lstrip('+-')
-    base = (
-        16 if digits[:2] in ('0x', '0X') else 8 if digits.startswith('0') and digits != '0' else 10
-    )
+    base = 16 if digits[:2] in ('0x', '0X') else 8 if digits.startswith('0') else 10
     return (-1 if text.startswith('-') else 1) * int(digits, base)

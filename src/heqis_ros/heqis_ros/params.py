@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter tables: the one place where a node's parameters are described, and everything made from them.
+"""Parameter tables: the one place that describes a node's parameters, and what is made from it.
 
-A table becomes ROS descriptors, one frozen dataclass of values, a table in the docs, and the check of a
-parameter file. Each node package keeps its tables in `<package>/params.py`, which imports no rclpy; rclpy is
-imported here only when a node declares its parameters. How a file is read and checked is in `param_files`.
+A table becomes ROS descriptors, one frozen dataclass of values, a table in the docs, and the check
+of a parameter file. Each node package keeps its tables in `<package>/params.py`, which imports no
+rclpy; rclpy is imported here only when a node declares its parameters. How a file is read and
+checked is in `param_files`.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -26,14 +29,14 @@ class Param:
     """One parameter of a node.
 
     Attributes:
-        name: snake_case, with the unit at its end where it has one (`_ms`, `_s`, `_hz`); dots make groups.
+        name: snake_case with the unit at its end (`_ms`, `_s`, `_hz`); dots make groups.
         type: `bool`, `int`, `float`, `str`, or a list of one of them (`list[str]`).
         default: value when nothing is given; lists are written as lists or tuples.
         description: one line for people.
         unit: for people; empty if it has none.
         minimum, maximum: inclusive bounds of a number, or of each number in a list.
         choices: the only values allowed (of each element, for a list).
-        read_only: fixed when the process starts; otherwise a change counts from the next configure on.
+        read_only: fixed when the process starts; else a change counts from the next configure.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Param:
             raise ConfigError(f'parameter {self.name!r}: not a name')
         if self.element not in _SCALARS:
             raise ConfigError(
-                f'parameter {self.name}: type {self.type!r}, expected bool, int, float, str or a list'
+                f'parameter {self.name}: type {self.type!r}, expected bool, int, float, str, list'
             )
         if problem := self.problem(self.default):
             raise ConfigError(f'parameter {self.name}: its default {problem}')
@@ -101,16 +104,12 @@ class Param:
         return None
 
     def _scalar_problem(self, value: Any) -> str | None:
-        kind = self.element
+        kind, limits = self.element, self.allowed()
         wanted = (int, float) if kind is float else kind
         if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-            hint = (
-                ' (write it in quotes)'
-                if kind is str and isinstance(value, (bool, int, float))
-                else ''
-            )
-            return f'is {value!r} ({type(value).__name__}), expected {kind.__name__}{hint}{self._range_hint()}'
-        limits = self.allowed()
+            quotes = kind is str and isinstance(value, (bool, int, float))
+            hints = (' (write it in quotes)' if quotes else '') + (limits and f', {limits}')
+            return f'is {value!r} ({type(value).__name__}), expected {kind.__name__}{hints}'
         if kind is float and math.isnan(value):
             return f'is {value!r}, expected a number'
         if self.choices is not None and value not in self.choices:
@@ -122,10 +121,6 @@ class Param:
         if kind is int and not -_INT64 <= value < _INT64:
             return f'is {value!r}, more than 64 bits'
         return None
-
-    def _range_hint(self) -> str:
-        limits = self.allowed()
-        return f', {limits}' if limits else ''
 
     def coerce(self, value: Any) -> Any:
         """Return a valid value in its final form: float for float, tuple for a list."""
@@ -154,57 +149,66 @@ class ParamTable:
             f'{title}Params', [(param.field, param.type) for param in self.params], frozen=True
         )
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Param]:
         """Iterate over the parameters."""
         return iter(self.params)
+
+    def named(self, node: str) -> ParamTable:
+        """Return the same parameters for a node of another name."""
+        return ParamTable(node, self.params)
 
     def get(self, name: str) -> Param | None:
         """Return a parameter by name, None if there is none."""
         return self._by_name.get(name)
 
-    def problems(self, given: Mapping[str, Any]) -> list[str]:
-        """Return one line for each value that cannot be used, naming node, parameter, value and range."""
-        lines = []
+    def problems(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Return a line for each value that cannot be used, by parameter name.
+
+        A line names node, parameter, value and what is allowed.
+        """
+        lines = {}
         for name, value in given.items():
             param = self._by_name.get(name)
             if param is None:
                 if not is_built_in(name):
-                    lines.append(
-                        f'{self.node}: parameter {name} (given {value!r}) is unknown{self.suggest(name)}'
+                    hint = self.suggest(name)
+                    lines[name] = (
+                        f'{self.node}: parameter {name} (given {value!r}) is unknown{hint}'
                     )
             elif problem := param.problem(value):
-                lines.append(f'{self.node}: parameter {name} {problem}')
+                lines[name] = f'{self.node}: parameter {name} {problem}'
         return lines
 
     def suggest(self, name: str) -> str:
-        """Return `, did you mean …?` for a name that is close to a known one, else what there is."""
-        import difflib
-
+        """Return `, did you mean …?` for a name close to a known one, else what there is."""
         close = difflib.get_close_matches(name, self._by_name, n=1)
         if close:
             return f', did you mean {close[0]}?'
         return f'; known are: {", ".join(self._by_name) or "none"}'
 
     def parse(self, given: Mapping[str, Any]) -> Any:
-        """Return the frozen dataclass of plain values, defaults filled in; raises ConfigError with every problem."""
+        """Return the frozen dataclass of plain values, defaults filled in.
+
+        Raises ConfigError with every problem.
+        """
         if lines := self.problems(given):
-            raise ConfigError('; '.join(lines))
+            raise ConfigError('; '.join(lines.values()))
         values = {
             param.field: param.coerce(given.get(param.name, param.default))
             for param in self.params
         }
         return self._class(**values)
 
-    def declare(self, node: Any) -> list[str]:
+    def declare(self, node: Any) -> dict[str, str]:
         """Declare every parameter on an rclpy node, from its overrides where they are given.
 
-        Returns the problems of the overrides (see `problems`): such a parameter is declared with its default,
-        and the node must refuse to be configured.
+        Returns the problems of the overrides (see `problems`): such a parameter is declared with
+        its default, and the node must refuse to be configured.
         """
         from rclpy.parameter import Parameter
 
-        # rclpy has no public way to list overrides without declaring them all; the name is the same on
-        # Humble, Jazzy and Kilted.
+        # rclpy has no public way to list overrides without declaring them all; the name is the
+        # same on Humble, Jazzy and Kilted.
         given = {
             name: self._override(name, override.value)
             for name, override in node._parameter_overrides.items()
@@ -228,14 +232,9 @@ class ParamTable:
     def _on_set(self, parameters: Sequence[Any]) -> Any:
         from rcl_interfaces.msg import SetParametersResult
 
-        lines = self.problems(
-            {
-                p.name: self._override(p.name, p.value)
-                for p in parameters
-                if p.name in self._by_name
-            }
-        )
-        return SetParametersResult(successful=not lines, reason='; '.join(lines))
+        known = (p for p in parameters if p.name in self._by_name)
+        lines = self.problems({p.name: self._override(p.name, p.value) for p in known})
+        return SetParametersResult(successful=not lines, reason='; '.join(lines.values()))
 
     def values(self, node: Any) -> Any:
         """Return the values that a node holds now, as one frozen dataclass."""
@@ -250,7 +249,7 @@ class ParamTable:
             '|---|---|---|---|---|---|',
         ]
         for param in self.params:
-            live = '' if param.read_only else ' *Can be changed while the node is not configured.*'
+            live = '' if param.read_only else ' A change counts from the next configure.'
             cells = (
                 f'`{param.name}`',
                 param.type_name,
@@ -263,7 +262,7 @@ class ParamTable:
         return '\n'.join(lines) + '\n'
 
     def check_file(self, path: str | Path) -> list[Any]:
-        """Return the problems of a parameter file that holds this node's parameters, each with file and line."""
+        """Return the problems of a parameter file for this node, each with file and line."""
         from heqis_ros.param_files import check_file
 
         return check_file(path, [self])
@@ -290,13 +289,12 @@ def _held(node: Any, param: Param) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    import json
-
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def _initial(param: Param, value: Any, types: Any) -> Any:
-    # rclpy takes the type from the value and would call an empty list bytes: declare the type alone then.
+    # rclpy takes the type from the value and would call an empty list bytes: declare the type
+    # alone then.
     if not param.is_list:
         return value
     names = {
@@ -319,14 +317,15 @@ def _descriptor(param: Param) -> Any:
     )
     if param.is_list or (param.minimum is None and param.maximum is None):
         return descriptor
+    low, high = param.minimum, param.maximum
     if param.element is int:
-        low = -_INT64 if param.minimum is None else int(param.minimum)
-        high = _INT64 - 1 if param.maximum is None else int(param.maximum)
-        descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=0)]
+        first = -_INT64 if low is None else int(low)
+        last = _INT64 - 1 if high is None else int(high)
+        descriptor.integer_range = [IntegerRange(from_value=first, to_value=last, step=0)]
     else:
-        low = -math.inf if param.minimum is None else float(param.minimum)
-        high = math.inf if param.maximum is None else float(param.maximum)
+        start = -math.inf if low is None else float(low)
+        stop = math.inf if high is None else float(high)
         descriptor.floating_point_range = [
-            FloatingPointRange(from_value=low, to_value=high, step=0.0)
+            FloatingPointRange(from_value=start, to_value=stop, step=0.0)
         ]
     return descriptor

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main function of every HEQIS process: nodes, one single-threaded executor, heartbeat, signals, exit code.
+"""The main function of every HEQIS process: nodes, executor, heartbeat, signals, exit code.
 
-Exit codes: 0 after SIGINT or SIGTERM; 1 after a failure while running (one line says which); 2 if the process
-cannot be started as asked (arguments, parameter file, environment). A parameter value that a node refuses is
-not an exit: launch would start the process again and again. The node stays unconfigured, its configure answers
-FAILURE with the reason, and the supervisor decides.
+Exit codes: 0 after SIGINT or SIGTERM; 1 after a failure while running (one line says which); 2 if
+the process cannot be started as asked (arguments, parameter file, environment). A parameter value
+that a node refuses is not an exit: launch would start the process again and again. The node stays
+unconfigured, its configure answers FAILURE with the reason, and the supervisor decides.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 
 import rclpy
-from heqis_core.errors import ConfigError
-from heqis_msgs.msg import NodeStatus
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
+from heqis_core.errors import ConfigError
+from heqis_msgs.msg import NodeStatus
 from heqis_ros.heartbeat import HeartbeatThread, rate_hz
-from heqis_ros.node import ManagedNode, one_line
+from heqis_ros.node import ManagedNode
+from heqis_ros.ports import one_line
 
 EXIT_S = 1.8
 """From the signal to the end of the process; what has not ended then is left behind."""
@@ -37,7 +39,7 @@ RETRY_S = (1.0, 2.0, 5.0, 10.0)
 
 
 class _Signals:
-    """SIGINT and SIGTERM, seen by a thread even while the executor is blocked inside a callback."""
+    """SIGINT and SIGTERM, seen by a thread even while the executor is blocked."""
 
     def __init__(self, name: str) -> None:
         self.stopping = threading.Event()
@@ -61,13 +63,16 @@ class _Signals:
         self._done.set()
 
     def _watch(self) -> None:
-        # Signals after the first change nothing: a terminal's Ctrl-C and the launcher's own signal both come.
-        self._sockets[0].recv(1)
+        # Signals after the first change nothing: a terminal's Ctrl-C and the launcher's own signal
+        # both come.
+        while self._sockets[0].recv(1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
         self.stopping.set()
         self._wake()
         if not self._done.wait(EXIT_S):
             _say(
-                f'{self._name}: did not end within {EXIT_S} s of the signal (a callback or a worker hangs), leaving'
+                f'{self._name}: did not end within {EXIT_S} s of the signal: a callback or a worker'
+                ' hangs; leaving'
             )
             os._exit(1)
 
@@ -77,12 +82,15 @@ def run_process(
 ) -> int:
     """Run nodes in one process until SIGINT or SIGTERM; return the exit code (see the module).
 
-    `name` is the process in the heartbeat, `node_classes` are called without arguments, in order; `argv` is
-    like `sys.argv[1:]` and carries ROS arguments: `--ros-args -r __ns:=/x -r a:=b -p name:=value --params-file`.
+    `name` is the process in the heartbeat, `node_classes` are called without arguments, in order;
+    `argv` is like `sys.argv[1:]` and carries ROS arguments: `--ros-args -r __ns:=/x -r a:=b -p
+    name:=value --params-file`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault('RCUTILS_COLORIZED_OUTPUT', '0')
     faulthandler.enable()
+    # `kill -USR1` prints where every thread is: what a hung process can still say.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     signals = _Signals(name)
     nodes: list[ManagedNode] = []
     heartbeat: HeartbeatThread | None = None
@@ -97,18 +105,17 @@ def run_process(
         for node_class in node_classes:
             nodes.append(node_class())
             executor.add_node(nodes[-1])
+        for node in nodes:
+            node.accept_siblings(nodes)
         heartbeat = HeartbeatThread(name, nodes, rate=rate)
         code = 1
         _spin(executor, nodes, signals)
         code = 0
     except Exception as error:
-        _say(
-            f'{name}: {"cannot start" if code == 2 else "failed"}: {type(error).__name__}: {one_line(error)}'
-        )
-        if not isinstance(error, ConfigError) and code == 1:
-            import traceback
-
+        if code == 1:
             traceback.print_exc()
+        what = 'cannot start' if code == 2 else 'failed'
+        _say(f'{name}: {what}: {type(error).__name__}: {one_line(error)}')
     finally:
         code = max(code, _end(nodes, heartbeat, executor))
         signals.finished()
@@ -123,8 +130,8 @@ def _check_arguments(name: str, arguments: Sequence[str], n_nodes: int) -> None:
     renames = [text for text in arguments if text.startswith(('__node:=', '__name:='))]
     if renames and n_nodes > 1:
         raise ConfigError(
-            f'{renames[0]} would give {n_nodes} nodes one name; remove `name` from the launch file, or write'
-            f' `<node>:{renames[0]}`'
+            f'{renames[0]} would give {n_nodes} nodes one name; remove `name` in the launch file, or'
+            f' write `<node>:{renames[0]}`'
         )
 
 
@@ -142,7 +149,8 @@ def _spin(
         except ExternalShutdownException:
             return
         except rclpy_implementation.RCLError as error:
-            # A client that left before its answer was ready, for one. Not a reason to end, unless it goes on.
+            # A client that left before its answer was ready, for one. Not a reason to end, unless
+            # it goes on.
             failures += 1
             if failures > 20:
                 raise

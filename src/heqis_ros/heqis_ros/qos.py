@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The named QoS profiles of the HEQIS topics: what each topic promises, said once.
 
-Nothing here is ever TRANSIENT_LOCAL: a late reader of signals would act on them a second time, and history
-belongs to the journal. RELIABLE with KEEP_LAST does not block the publisher: whoever must not lose anything
-counts `seq` and asks again.
+Nothing here is ever TRANSIENT_LOCAL: a late reader of signals would act on them a second time, and
+history belongs to the journal. RELIABLE with KEEP_LAST does not block the publisher: whoever must
+not lose anything counts `seq` and asks again.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def _profile(
     )
 
 
-# One frame of 5400 symbols is about 1 MB and writer and reader each keep `depth` of them: the depth must
-# cover the frames in flight, not more.
+# One frame of 5400 symbols is about 1 MB and writer and reader each keep `depth` of them: the
+# depth must cover the frames in flight, not more.
 FRAMES = _profile(64)
 """`features`: at least as deep as the gateway's `max_in_flight`."""
 BARS = _profile(64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process and its nodes say about themselves: identities, counters, progress. Publishing is in `heartbeat`."""
+"""What a process and its nodes say about themselves; publishing it is in `heartbeat`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ MAX_INFO = 200
 
 
 def _new_start_id() -> int:
-    # Random, not the clock: a board without a battery-backed clock may start twice at the same wall time.
-    # 63 bits, because the journal keeps it in a signed column; never 0, which means unknown.
+    # Random, not the clock: a board without a battery-backed clock may start twice at the same
+    # wall time. 63 bits, because the journal keeps it in a signed column; never 0, which means
+    # unknown.
     return (int.from_bytes(os.urandom(8), 'little') >> 1) or 1
 
 
@@ -29,7 +30,7 @@ HOST = socket.gethostname()
 
 
 def board() -> str:
-    """Return the board that this process belongs to (environment HEQIS_BOARD), `local` if nobody said."""
+    """Return the board of this process (environment HEQIS_BOARD), `local` if nobody said."""
     return os.environ.get('HEQIS_BOARD') or 'local'
 
 

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that belong to the ACTIVE state of a node: started, told to stop, joined with a deadline, never silent."""
+"""Threads that belong to the ACTIVE state of a node: started, stopped, joined, never silent."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-
-from heqis_core.errors import HeqisError
 
 Target = Callable[[threading.Event], None]
 """A worker's function: loops until the event is set, blocking at most about 0.2 s at a time."""
@@ -19,7 +17,7 @@ JOIN_S = 2.0
 class Workers:
     """The workers of one node."""
 
-    def __init__(self, prefix: str, on_failure: Callable[[str, BaseException], None]) -> None:
+    def __init__(self, prefix: str, on_failure: Callable[[str, Exception], None]) -> None:
         """Remember whom to tell, from the failing thread, when a worker ends with an exception."""
         self._prefix = prefix
         self._on_failure = on_failure
@@ -36,11 +34,7 @@ class Workers:
         self._targets.pop(name, None)
 
     def start(self) -> None:
-        """Start every registered worker that is not running; raises HeqisError while an old one still runs."""
-        if alive := self.alive():
-            raise HeqisError(
-                f'worker {", ".join(alive)} of the last activation is still running; restart the process if it stays'
-            )
+        """Start every registered worker; none of the last time may be alive."""
         self._stop = threading.Event()
         for name in self._targets:
             self.start_one(name)
@@ -70,7 +64,7 @@ class Workers:
         self._stop.set()
 
     def stop(self) -> list[str]:
-        """Stop and join; return the names of those that did not end within the `JOIN_S` they share."""
+        """Stop and join; return the names of those that outlive the `JOIN_S` they share."""
         self._stop.set()
         deadline = time.monotonic() + JOIN_S
         for thread in self._threads.values():

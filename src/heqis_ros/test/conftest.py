@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from heqis_core.testing import free_domain_id
 
 os.environ['ROS_DOMAIN_ID'] = str(free_domain_id())
@@ -31,7 +32,9 @@ class Graph:
         self.executor.add_node(node)
         return node
 
-    def spin_until(self, condition: Callable[[], bool], timeout_s: float = 10.0, what: str = '') -> None:
+    def spin_until(
+        self, condition: Callable[[], bool], timeout_s: float = 10.0, what: str = ''
+    ) -> None:
         """Spin until the condition holds; fail after the deadline."""
         deadline = time.monotonic() + timeout_s
         while not condition():

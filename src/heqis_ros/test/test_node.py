@@ -6,6 +6,12 @@ from __future__ import annotations
 import threading
 
 import pytest
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.lifecycle import TransitionCallbackReturn as Result
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
 from heqis_core.errors import DataError, HeqisError
 from heqis_core.testing import wait_until
 from heqis_msgs.msg import Event, NodeStatus
@@ -13,11 +19,6 @@ from heqis_msgs.srv import KillSwitch
 from heqis_ros import qos
 from heqis_ros.node import ManagedNode
 from heqis_ros.params import Param, ParamTable
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
-from rclpy.lifecycle import TransitionCallbackReturn as Result
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 UNCONFIGURED, INACTIVE, ACTIVE = (
     NodeStatus.UNCONFIGURED,
@@ -390,9 +391,7 @@ def test_spin_count_advances_in_every_state(graph, probe):
 
 def test_relative_names_follow_namespace_and_remap(graph):
     """The whole node moves with its namespace."""
-    node = graph.add(
-        Probe(namespace='/other', cli_args=['--ros-args', '-r', 'out:=renamed'])
-    )
+    node = graph.add(Probe(namespace='/other', cli_args=['--ros-args', '-r', 'out:=renamed']))
     node.trigger_configure()
     assert node.status().name == '/other/probe'
     assert node.pub.topic_name == '/other/renamed'

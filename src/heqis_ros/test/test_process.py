@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rclpy.node import Node
+
 from heqis_msgs.msg import Event, Heartbeat, NodeStatus
 from heqis_ros import qos
-from rclpy.node import Node
 
 SCRIPT = Path(__file__).parent / 'process_under_test.py'
 
@@ -93,14 +94,14 @@ NS = ('--ros-args', '-r', '__ns:=/heqis')
 def test_heartbeats_are_seen_from_another_process(graph, start):
     """Identity, gap-free count, states, counters and info arrive; the rate is the one asked for."""
     ear = Ear(graph)
-    process = start('pair', *NS, '-p', 'probe:level:=3', HEQIS_BOARD='gateway', HEQIS_HEARTBEAT_HZ='20')
+    process = start('pair', *NS, '-p', 'level:=3', HEQIS_BOARD='gateway', HEQIS_HEARTBEAT_HZ='20')
     first = ear.wait_active()
     assert (first.board, first.process, first.pid) == ('gateway', 'pair', process.process.pid)
     assert first.start_id > 0
     assert first.boot_id == Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     assert [node.name for node in first.nodes] == ['/heqis/probe', '/heqis/second']
     assert first.nodes[0].info == 'level 3'
-    assert first.nodes[1].state == NodeStatus.UNCONFIGURED
+    assert (first.nodes[1].state, first.nodes[1].info) == (NodeStatus.UNCONFIGURED, '')
     last = ear.wait(lambda beat: beat.count >= first.count + 20)
     counts = [beat.count for beat in ear.beats]
     assert counts == list(range(counts[0], counts[0] + len(counts)))
@@ -123,8 +124,10 @@ def test_a_blocked_executor_shows_and_the_process_still_ends(graph, start):
     ear.tell('block')
     before = ear.wait(lambda beat: beat.count > 0)
     stalled = ear.wait(
-        lambda beat: beat.count >= before.count + 20
-        and beat.nodes[0].spin_count == ear.beats[-10].nodes[0].spin_count
+        lambda beat: (
+            beat.count >= before.count + 20
+            and beat.nodes[0].spin_count == ear.beats[-10].nodes[0].spin_count
+        )
     )
     assert stalled.nodes[0].state == NodeStatus.ACTIVE
     later = ear.wait(lambda beat: beat.count >= stalled.count + 10)

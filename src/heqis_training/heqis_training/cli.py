@@ -208,7 +208,9 @@ def _reporter(progress: Progress) -> Report:
             f'loss {epoch.training_loss:.4f}  validation {epoch.validation_loss:.4f}  '
             f'best epoch {epoch.best}'
         )
-        progress.update(tasks[epoch.model], completed=epoch.number, figures=figures)
+        total = epoch.number if epoch.last else epoch.epochs
+        task = tasks[epoch.model]
+        progress.update(task, completed=epoch.number, total=total, figures=figures)
 
     return report
 

@@ -208,20 +208,28 @@ def bars_needed(warm_up: int, train_fraction: float, validation_fraction: float)
 
 
 def require_windows(
-    table: BarTable, n_training: int, n_validation: int, split: Split, needed: int
+    symbols: tuple[str, ...],
+    bars: npt.NDArray[np.int64],
+    n_training: int,
+    n_validation: int,
+    needed: int,
 ) -> None:
-    """Raise DataError with the bars there are and those needed, if the windows are too few."""
+    """Raise DataError with the bars there are and those needed, if the windows are too few.
+
+    Args:
+        symbols: S names.
+        bars: int64 (S,), clean bars of each in the whole data set.
+        n_training: windows that may train.
+        n_validation: windows that may validate.
+        needed: bars that one symbol alone needs, see `bars_needed`.
+    """
     if n_training >= MIN_TRAINING_WINDOWS and n_validation >= MIN_VALIDATION_WINDOWS:
         return
-    bars = (table.status == BarStatus.VALID).sum(axis=0)
-    listed = ', '.join(
-        f'{name} {count}' for name, count in zip(table.symbols[:5], bars, strict=False)
-    )
+    listed = ', '.join(f'{name} {count}' for name, count in zip(symbols[:5], bars, strict=False))
     more = f' and {len(bars) - 5} more symbols' if len(bars) > 5 else ''
     raise DataError(
-        f'too little data to train on: clean bars in the first {split.stop} event times: '
-        f'{listed}{more}; they give {n_training} training windows (at least '
-        f'{MIN_TRAINING_WINDOWS} are needed) and {n_validation} validation windows (at least '
-        f'{MIN_VALIDATION_WINDOWS}). One symbol alone needs {needed} clean bars in all; '
-        'give a longer series or more symbols'
+        f'too little data to train on: clean bars: {listed}{more}. The part for training gives '
+        f'{n_training} training windows (at least {MIN_TRAINING_WINDOWS} are needed) and '
+        f'{n_validation} validation windows (at least {MIN_VALIDATION_WINDOWS}); one symbol alone '
+        f'needs {needed} clean bars; give a longer series or more symbols'
     )

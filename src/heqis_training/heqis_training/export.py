@@ -7,10 +7,10 @@ Conversions to other engines start from this file; none of them live here.
 from __future__ import annotations
 
 import io
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -36,27 +36,28 @@ def export_onnx(
     EngineError if the export is no valid static opset 17 model with these names.
     """
     model.eval()
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        path = Path(folder) / 'model.onnx'
         # the exporter that keeps opset 17 and recurrent layers whole announces its successor
         warnings.simplefilter('ignore')
         torch.onnx.export(
             model,
             (torch.zeros(*shape),),
-            buffer,
+            path,
             input_names=[input_name],
             output_names=list(output_names),
             opset_version=OPSET,
             do_constant_folding=True,
             dynamo=False,
         )
-    proto = onnx.load_from_string(buffer.getvalue())
+        proto = onnx.load(path)
     _start_from_zero(proto.graph)
     for node in proto.graph.node:
         node.doc_string = ''  # would hold the paths of the machine that exported
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     _check_proto(proto, list(shape), input_name, output_names)
-    return proto.SerializeToString(deterministic=True)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
 
 
 def checked_outputs(
@@ -66,7 +67,7 @@ def checked_outputs(
 
     Raises EngineError that names the output if it differs from what the network itself answers.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / 'model.onnx'
         path.write_bytes(data)
         engine = OrtEngine()
@@ -91,7 +92,7 @@ def checked_outputs(
 def golden_file(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
     """Return an npz of golden arrays; the same arrays give the same bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(sorted(arrays.items())))  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **dict(sorted(arrays.items())))
     return buffer.getvalue()
 
 

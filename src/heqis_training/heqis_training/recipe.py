@@ -120,7 +120,8 @@ def run_training(
     known = dataset.head(table, split.stop)
     spec = spec or default_spec(_has_volume(known))
     with deterministic(config.seed), TemporaryDirectory() as folder:
-        run = _Run(known, split, config, spec, report)
+        bars = (table.status == BarStatus.VALID).sum(axis=0)
+        run = _Run(known, bars, split, config, spec, report)
         scaler, encoder_data, encoder_golden = run.train_encoder()
         path = Path(folder) / ENCODER_FILE
         path.write_bytes(encoder_data)
@@ -162,6 +163,7 @@ class _Run:
     def __init__(
         self,
         table: BarTable,
+        bars: npt.NDArray[np.int64],
         split: Split,
         config: TrainingConfig,
         spec: FeatureSpec,
@@ -169,6 +171,7 @@ class _Run:
     ) -> None:
         self.table, self.split, self.config, self.spec = table, split, config, spec
         self.labels = dataset.next_bar_labels(table)
+        self._bars = bars  # of the whole data set, for the message that there are too few
         self.history: list[Epoch] = []
         self._report = report
 
@@ -212,7 +215,7 @@ class _Run:
         )
         encoder = model.encoder
         with torch.no_grad():
-            parts = torch.arange(len(training)).split(EVALUATION_BATCH)
+            parts = torch.split(torch.arange(len(training)), EVALUATION_BATCH)
             factors = torch.cat([encoder(source[0].images(index)) for index in parts])
         standardise(encoder, factors)
         shape = (config.tile, n_features, 1, config.encoder_window)
@@ -294,7 +297,7 @@ class _Run:
         """Ask the exported file, not the network: thresholds must fit what the boards answer."""
         parts = [
             checked_outputs(data, model, windows.rows(index).numpy(), self.config.tile, OUTPUTS)
-            for index in torch.arange(count).split(EVALUATION_BATCH)
+            for index in torch.split(torch.arange(count), EVALUATION_BATCH)
         ]
         return metrics.Answers(
             np.concatenate([part['log_return'] for part in parts]),
@@ -305,7 +308,9 @@ class _Run:
         config = self.config
         warm_up = self.spec.warmup_bars + config.encoder_window - 1 + config.window - 1
         needed = dataset.bars_needed(warm_up, config.train_fraction, config.validation_fraction)
-        dataset.require_windows(self.table, len(training), len(validation), self.split, needed)
+        dataset.require_windows(
+            self.table.symbols, self._bars, len(training), len(validation), needed
+        )
 
 
 def _spread(count: int) -> Tensor:

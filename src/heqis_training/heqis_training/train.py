@@ -51,7 +51,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: mean losses over windows; `best` is the best epoch so far, from 1."""
+    """What one epoch gave: mean losses over windows, the best epoch so far, whether it ends here."""
 
     model: str
     number: int
@@ -59,6 +59,7 @@ class Epoch:
     training_loss: float
     validation_loss: float
     best: int
+    last: bool
 
 
 Report = Callable[[Epoch], None]
@@ -116,7 +117,7 @@ def fit(
         for index in _batches(n_windows, settings):
             optimizer.zero_grad(set_to_none=True)
             loss = batch_loss(index)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
             optimizer.step()
             total += loss.item() * len(index)
@@ -125,10 +126,13 @@ def fit(
         if validation_loss < best_loss:
             best_loss, best_number = validation_loss, number
             best_state = copy.deepcopy(model.state_dict())
-        epoch = Epoch(name, number, settings.epochs, total / count, validation_loss, best_number)
+        last = number == settings.epochs or number - best_number >= settings.patience
+        epoch = Epoch(
+            name, number, settings.epochs, total / count, validation_loss, best_number, last
+        )
         history.append(epoch)
         report(epoch)
-        if number - best_number >= settings.patience:
+        if last:
             break
     if not best_number:
         raise DataError(
@@ -140,17 +144,20 @@ def fit(
     return history
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, batch_loss: BatchLoss, n_windows: int, max_windows: int) -> float:
     """Return the mean loss over the windows, or over `max_windows` of them, evenly spread."""
     model.eval()
     step = max(1, math.ceil(n_windows / max_windows))
     total, count = 0.0, 0
-    for index in torch.arange(0, n_windows, step).split(EVALUATION_BATCH):
-        total += batch_loss(index).item() * len(index)
-        count += len(index)
+    with torch.no_grad():
+        for index in torch.split(torch.arange(0, n_windows, step), EVALUATION_BATCH):
+            total += batch_loss(index).item() * len(index)
+            count += len(index)
     return total / count
 
 
 def _batches(n_windows: int, settings: FitSettings) -> tuple[Tensor, ...]:
-    return torch.randperm(n_windows)[: settings.max_windows].split(settings.batch)
+    batches: tuple[Tensor, ...] = torch.split(
+        torch.randperm(n_windows)[: settings.max_windows], settings.batch
+    )
+    return batches

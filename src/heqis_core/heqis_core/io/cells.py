@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CSV and Parquet files as columns of cells, with the line of each row; what the columns mean is not known here.
+"""CSV and Parquet files as columns of cells, with the line of each row.
 
-CSV needs nothing but the standard library, so a board reads it without pandas; pyarrow is imported for Parquet.
+What the columns mean is not known here. CSV needs nothing but the standard library, so a board
+reads it without pandas; pyarrow is imported for Parquet.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from heqis_core.errors import DataError
 SUFFIXES = ('.csv', '.csv.gz', '.parquet')
 
 _CHUNK = 1_000
-"""Rows read at a time: more of them alive at once cost more in garbage collection than they save."""
+"""Rows read at a time: more at once cost more in garbage collection than they save."""
 
 _EMPTY = frozenset(('', 'nan', 'nat', 'null', 'none', 'na', 'n/a', '#n/a', '-', '--', '\\n'))
 """What people write, in lower case, where there is no number."""
@@ -38,14 +39,17 @@ class Chunk(NamedTuple):
     columns: list[Column]
     """One for each wanted column: texts, or numbers where the file holds numbers."""
     ragged: list[tuple[int, str]]
-    """Line and text of the rows with more or fewer cells than the header; they are not in `columns`."""
+    """Line and text of rows with more or fewer cells than the header; not in `columns`."""
 
 
 class CellFile:
     """One open file: its header, and its rows in chunks."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header; raise DataError if the file is missing, empty, or not what its suffix says."""
+        """Read the header.
+
+        Raise DataError if the file is missing, empty, or not what its suffix says.
+        """
         self.path = path
         self._parquet: Any = None
         self._rows: Iterator[list[str]] = iter(())
@@ -58,9 +62,14 @@ class CellFile:
             self.header_line, self.header = _read_header(path, self._rows)
 
     def chunks(self, wanted: Sequence[int]) -> Iterator[Chunk]:
-        """Yield the columns `wanted` (indices into the header) of all rows; raise DataError if reading fails."""
+        """Yield the columns `wanted` (indices into the header) of all rows.
+
+        Raise DataError if reading fails.
+        """
         if self._parquet is not None:
-            return _parquet_chunks(self.path, self._parquet, [self.header[index] for index in wanted])
+            return _parquet_chunks(
+                self.path, self._parquet, [self.header[index] for index in wanted]
+            )
         return self._csv_chunks(wanted)
 
     def _csv_chunks(self, wanted: Sequence[int]) -> Iterator[Chunk]:
@@ -89,7 +98,7 @@ class CellFile:
 
 
 def to_floats(cells: Column) -> tuple[npt.NDArray[np.float64], dict[int, str]]:
-    """Return float64 (N,), NaN where a cell is empty or text, and the texts that are no numbers by row."""
+    """Return float64 (N,), NaN where a cell is empty or text, and by row what is no number."""
     if isinstance(cells, np.ndarray):
         return cells, {}
     # float() takes 1_000 for a number; no market file does.
@@ -115,16 +124,25 @@ def to_texts(cells: Column) -> Sequence[str]:
     """Return the cells as texts; whole numbers without a fraction, NaN as an empty text."""
     if not isinstance(cells, np.ndarray):
         return cells
-    return ['' if cell != cell else f'{cell:.0f}' if cell.is_integer() else repr(cell) for cell in cells.tolist()]
+    return [
+        '' if cell != cell else f'{cell:.0f}' if cell.is_integer() else repr(cell)
+        for cell in cells.tolist()
+    ]
 
 
 def _read_text(path: Path) -> str:
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.name.lower().endswith('.gz') else path.read_bytes()
+        raw = (
+            gzip.decompress(path.read_bytes())
+            if path.name.lower().endswith('.gz')
+            else path.read_bytes()
+        )
     except FileNotFoundError as error:
         raise DataError(f'{path}: no such file; check the path') from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f'{path}: cannot be read: {error}; check its rights, or copy it again') from error
+        raise DataError(
+            f'{path}: cannot be read: {error}; check its rights, or copy it again'
+        ) from error
     if raw.startswith((b'\xff\xfe', b'\xfe\xff')):
         encodings: tuple[str, ...] = ('utf-16',)
     else:
@@ -135,7 +153,8 @@ def _read_text(path: Path) -> str:
         except UnicodeDecodeError as error:
             line = raw[: error.start].count(b'\n') + 1
     raise DataError(
-        f'{path}: line {line}: neither UTF-8 nor GB18030 (GBK) text; save the file as UTF-8 and try again'
+        f'{path}: line {line}: neither UTF-8 nor GB18030 (GBK) text; '
+        'save the file as UTF-8 and try again'
     )
 
 
@@ -156,7 +175,9 @@ def _take(path: Path, rows: Iterator[list[str]], line: int) -> list[list[str]]:
     try:
         return list(itertools.islice(rows, _CHUNK))
     except csv.Error as error:
-        raise DataError(f'{path}: after line {line}: not a CSV file: {error}; export it again') from error
+        raise DataError(
+            f'{path}: after line {line}: not a CSV file: {error}; export it again'
+        ) from error
 
 
 def _read_header(path: Path, rows: Iterator[list[str]]) -> tuple[int, list[str]]:
@@ -166,8 +187,12 @@ def _read_header(path: Path, rows: Iterator[list[str]]) -> tuple[int, list[str]]
             if any(cell.strip() for cell in row):
                 return line, row
     except csv.Error as error:
-        raise DataError(f'{path}: line {line + 1}: not a CSV file: {error}; export it again') from error
-    raise DataError(f'{path}: the file is empty; expected a header and one row for each bar: fetch it again')
+        raise DataError(
+            f'{path}: line {line + 1}: not a CSV file: {error}; export it again'
+        ) from error
+    raise DataError(
+        f'{path}: the file is empty; expected a header and one row for each bar: fetch it again'
+    )
 
 
 def _open_parquet(path: Path) -> Any:
@@ -175,7 +200,9 @@ def _open_parquet(path: Path) -> Any:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(f'{path}: Parquet needs the package pyarrow: install it, or convert to CSV') from error
+        raise DataError(
+            f'{path}: Parquet needs the package pyarrow: install it, or convert to CSV'
+        ) from error
     try:
         return parquet.ParquetFile(path)
     except FileNotFoundError as error:
@@ -194,7 +221,9 @@ def _parquet_chunks(path: Path, file: Any, wanted: list[str]) -> Iterator[Chunk]
             yield Chunk(range(row + 1, row + 1 + batch.num_rows), columns, [])
             row += batch.num_rows
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f'{path}: after row {row}: damaged Parquet file: {error}; write it again') from error
+        raise DataError(
+            f'{path}: after row {row}: damaged Parquet file: {error}; write it again'
+        ) from error
 
 
 def _arrow_column(column: Any) -> Column:
@@ -206,6 +235,8 @@ def _arrow_column(column: Any) -> Column:
         column = column.dictionary_decode()
     kind = column.type
     if types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind):
-        numbers: npt.NDArray[np.float64] = column.cast(pyarrow.float64()).to_numpy(zero_copy_only=False)
+        numbers: npt.NDArray[np.float64] = column.cast(pyarrow.float64()).to_numpy(
+            zero_copy_only=False
+        )
         return numbers
     return [text or '' for text in column.cast(pyarrow.string()).to_pylist()]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which column of a file is what: Tushare's `daily` or plain OHLCV, told from the header alone.
 
-Units: in Tushare's `daily` (and `index_daily`, `fund_daily`: `ts_code`, `trade_date` and `vol` together) volume is
-in lots of 100 and amount in thousand CNY; in every other file volume is in shares and amount in CNY, unless the
-header says so in Chinese, as in 成交量(手).
+Units: in Tushare's `daily` (and `index_daily`, `fund_daily`: `ts_code`, `trade_date` and `vol`
+together) volume is in lots of 100 and amount in thousand CNY; in every other file volume is in
+shares and amount in CNY, unless the header says so in Chinese, as in 成交量(手).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,8 @@ _VALUES: dict[str, tuple[str, ...]] = {
     'amount': ('amount', 'amt', 'money', '成交额', '成交金额'),
 }
 _SYMBOL = (
-    'symbol', 'ts_code', 'code', 'ticker', 'instrument', 'stock_code', 'vt_symbol', '代码', '股票代码', '证券代码',
+    'symbol', 'ts_code', 'code', 'ticker', 'instrument', 'stock_code', 'vt_symbol',
+    '代码', '股票代码', '证券代码',
 )  # fmt: skip
 _PAUSED = ('paused', 'is_paused', 'suspended', 'is_suspended')
 _UNITS = {'手': 100.0, '股': 1.0, '元': 1.0, '千元': 1_000.0, '万元': 10_000.0}
@@ -63,14 +64,15 @@ class Layout(NamedTuple):
 
 
 def find_layout(path: Path, header: Sequence[str], header_line: int = 1) -> Layout:
-    """Return what the columns are; raise DataError that names the file, the line, what is there and what is missing.
+    """Return what the columns are.
 
-    Case, blanks, `<>`, quotes and a prefix that all columns share do not matter.
+    Raise DataError that names the file, the line, what is there and what is missing. Case, blanks,
+    `<>`, quotes and a prefix that all columns share do not matter.
     """
     names, units = _normalise(header)
     layout = _layout(names, units)
     if layout is None:
-        shared = commonprefix(names) if len(names) > 1 else ''
+        shared = _shared_start(names)
         names = [name[shared.rfind('_') + 1 :] for name in names]
         layout = _layout(names, units)
     if layout is None:
@@ -78,14 +80,25 @@ def find_layout(path: Path, header: Sequence[str], header_line: int = 1) -> Layo
         more = f' and {len(header) - _SHOWN} more' if len(header) > _SHOWN else ''
         raise DataError(
             f'{_place(path, header_line)}: no bars: found the columns {found}{more}; expected '
-            f'{_missing(names)}: name the columns so in the first line, or point at the file with the bars'
+            f'{_missing(names)}: name the columns so in the first line, '
+            'or point at the file with the bars'
         )
     used = [layout.date, layout.time, layout.symbol, *layout.values]
     taken = [index for index in used if index is not None and names[index]]
     twice = [header[index] for index in taken if names.count(names[index]) > 1]
     if twice:
-        raise DataError(f"{_place(path, header_line)}: two columns are named '{twice[0]}': rename or remove one")
+        raise DataError(
+            f'{_place(path, header_line)}: two columns are named '
+            f"'{twice[0]}': rename or remove one"
+        )
     return layout
+
+
+def _shared_start(names: list[str]) -> str:
+    if len(names) < 2:
+        return ''
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return ''.join(letters[0] for letters in alike)
 
 
 def _place(path: Path, header_line: int) -> str:
@@ -135,6 +148,10 @@ def _first(names: list[str], aliases: Sequence[str]) -> int | None:
 
 
 def _missing(names: list[str]) -> str:
-    wanted = [] if _date_columns(names)[0] is not None else [f'a date ({", ".join((*_DAY[:4], *_MOMENT[:3]))})']
+    wanted = (
+        []
+        if _date_columns(names)[0] is not None
+        else [f'a date ({", ".join((*_DAY[:4], *_MOMENT[:3]))})']
+    )
     wanted += [f"'{field}'" for field in _PRICES if _first(names, _VALUES[field]) is None]
     return ', '.join(wanted)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Market data files as one aligned table of clean bars, with a count and a place for every row that was refused.
+"""Market data files as one aligned table of clean bars, and what became of every other row.
 
-The rules are `heqis_core.clean`, the dates `heqis_core.event_time`, the meaning of columns `heqis_core.io.columns`.
+The rules are `heqis_core.clean`, the dates `heqis_core.event_time`, the meaning of columns
+`heqis_core.io.columns`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _TRUE = frozenset(('true', 't', 'yes', 'y'))
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of one file before the rules, N of them; `texts` holds by (row, field) what is no number."""
+    """The rows of one file before the rules, N of them.
+
+    `texts` holds by (row, field) what is no number.
+    """
 
     path: Path
     lines: npt.NDArray[np.int64]
@@ -64,25 +68,27 @@ def load_bars(
     min_rows: int = 1,
     quarantine: Path | None = None,
 ) -> tuple[BarTable, CleaningReport]:
-    """Load a CSV or Parquet file, or all of them in a folder, into one table aligned on the event times.
+    """Load CSV or Parquet, a file or all of a folder, into one table aligned on event times.
 
-    Layout, separator and encoding (UTF-8, else GBK) are told from each file. The symbol is the symbol column, or
-    the name of the file without its suffix. Rows may stand in any order. A refused row is counted, and its symbol
-    is REJECTED at its event time unless a clean row stands there too; a row that says `paused` is SUSPENDED.
+    Layout, separator and encoding (UTF-8, else GBK) are told from each file. The symbol is the
+    symbol column, or the name of the file without its suffix. Rows may stand in any order. A
+    refused row is counted, and its symbol is REJECTED at its event time unless a clean row stands
+    there too; a row that says `paused` is SUSPENDED.
 
     Args:
-        path: file or folder; of a folder, what ends in .csv, .csv.gz or .parquet (not its sub-folders).
+        path: file, or folder of which what ends in .csv, .csv.gz or .parquet is read.
         tz: IANA zone of the times in the files.
         close_time: local time at which the bar of a date without a time of day closes.
         min_rows: valid rows that each symbol must have; 0 lets symbols through that have none.
-        quarantine: CSV file to write refused rows to (file, line, symbol, reason, field, value), even if loading
-            fails then.
+        quarantine: CSV file to write refused rows to (file, line, symbol, reason, field, value),
+            even if loading fails then.
 
     Returns:
         The table (prices as in the file, volume in shares, amount in CNY) and the report.
 
     Raises:
-        DataError: nothing there, no bars in a file, nothing but refused rows in a file, or too few for a symbol.
+        DataError: nothing there, no bars in a file, nothing but refused rows in a file, or too few
+            for a symbol.
         ConfigError: there is no such zone or time of day.
     """
     parser = TimeParser(tz, close_time)
@@ -113,20 +119,29 @@ def _list_files(path: Path) -> list[Path]:
     files = [
         entry
         for entry in entries
-        if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith('.') and entry.is_file()
+        if entry.name.lower().endswith(SUFFIXES)
+        and not entry.name.startswith('.')
+        and entry.is_file()
     ]
     if not files:
-        raise DataError(f'{path}: no data in this folder: none of its {len(entries)} entries ends in {known}')
+        raise DataError(
+            f'{path}: no data in this folder: none of its {len(entries)} entries ends in {known}'
+        )
     return files
 
 
 def _symbol_of(path: Path) -> str:
-    suffix = next(suffix for suffix in sorted(SUFFIXES, key=len)[::-1] if path.name.lower().endswith(suffix))
+    suffix = next(
+        suffix for suffix in sorted(SUFFIXES, key=len)[::-1] if path.name.lower().endswith(suffix)
+    )
     return path.name[: -len(suffix)]
 
 
 def _read(path: Path, parser: TimeParser, names: dict[str, int]) -> _Rows:
-    """Read one file; new symbols are added to `names`, name → code, and -1 is the code of an empty one."""
+    """Read one file.
+
+    New symbols are added to `names`, name → code, and -1 is the code of an empty one.
+    """
     file = CellFile(path)
     layout = find_layout(path, file.header, file.header_line)
     wanted = [index for index in (*layout[1:5], *layout.values) if index is not None]
@@ -150,7 +165,9 @@ def _read(path: Path, parser: TimeParser, names: dict[str, int]) -> _Rows:
         ragged += chunk.ragged
         n += rows
     if not n and not ragged:
-        raise DataError(f'{path}: the file is empty: a header and no rows; fetch it again, or remove it')
+        raise DataError(
+            f'{path}: the file is empty: a header and no rows; fetch it again, or remove it'
+        )
     return _Rows(
         path,
         np.concatenate([np.zeros(0, np.int64), *lines]),
@@ -172,14 +189,20 @@ def _symbol_codes(
     cells = [cell.strip() for cell in to_texts(column[layout.symbol])]
     # dict.fromkeys, not a set: codes must not depend on the hash seed
     codes = {
-        cell: -1 if cell.lower() in ('', 'nan', 'none', 'null') else names.setdefault(cell, len(names))
+        cell: -1
+        if cell.lower() in ('', 'nan', 'none', 'null')
+        else names.setdefault(cell, len(names))
         for cell in dict.fromkeys(cells)
     }
     return np.fromiter(map(codes.__getitem__, cells), np.int64, rows)
 
 
 def _values(
-    column: dict[int, Column], layout: Layout, rows: int, first_row: int, texts: dict[tuple[int, int], str]
+    column: dict[int, Column],
+    layout: Layout,
+    rows: int,
+    first_row: int,
+    texts: dict[tuple[int, int], str],
 ) -> npt.NDArray[np.float64]:
     out = np.full((len(BAR_FIELDS), rows), np.nan)
     for field, index in enumerate(layout.values):
@@ -195,7 +218,7 @@ def _flags(cells: Column | None, rows: int) -> npt.NDArray[np.bool_]:
     if cells is None:
         return np.zeros(rows, np.bool_)
     numbers, texts = to_floats(cells)
-    flags = np.nan_to_num(numbers) != 0
+    flags: npt.NDArray[np.bool_] = np.nan_to_num(numbers) != 0
     for row, text in texts.items():
         flags[row] = text.strip().lower() in _TRUE
     return flags
@@ -226,23 +249,30 @@ def _judge(loaded: list[_Rows], parser: TimeParser, n_symbols: int) -> _Judged:
     fresh = (fault == Fault.NONE) & ~paused
     fault[fresh] = verdict.fault[fresh]
     whole = np.flatnonzero(fault == Fault.NONE)
-    fault[whole] = find_duplicates(_keys(event_ns[whole], symbol[whole], n_symbols), values[:, whole])
+    fault[whole] = find_duplicates(
+        _keys(event_ns[whole], symbol[whole], n_symbols), values[:, whole]
+    )
     return _Judged(event_ns, symbol, values, paused, fault, verdict.field, texts)
 
 
-def _keys(event_ns: npt.NDArray[np.int64], symbol: npt.NDArray[np.int64], n_symbols: int) -> npt.NDArray[np.int64]:
+def _keys(
+    event_ns: npt.NDArray[np.int64], symbol: npt.NDArray[np.int64], n_symbols: int
+) -> npt.NDArray[np.int64]:
     """Return one number for each pair of event time and symbol."""
     when: npt.NDArray[np.int64] = np.unique(event_ns, return_inverse=True)[1].astype(np.int64)
     return when * n_symbols + symbol
 
 
-def _report(loaded: list[_Rows], judged: _Judged, parser: TimeParser, names: list[str]) -> CleaningReport:
+def _report(
+    loaded: list[_Rows], judged: _Judged, parser: TimeParser, names: list[str]
+) -> CleaningReport:
     report = CleaningReport()
     start = 0
     for rows in loaded:
         label = str(rows.path)
         refused = [
-            RejectedRow(label, line, '', Fault.WRONG_CELL_COUNT.label, '', text) for line, text in rows.ragged
+            RejectedRow(label, line, '', Fault.WRONG_CELL_COUNT.label, '', text)
+            for line, text in rows.ragged
         ]
         for row in np.flatnonzero(judged.fault[start : start + len(rows.lines)]).tolist():
             refused.append(_rejected(rows, row, judged, start + row, parser, names))
@@ -266,7 +296,10 @@ def _rejected(
     elif Fault.NOT_A_NUMBER <= fault <= Fault.NEGATIVE_AMOUNT:
         index = int(judged.field[at])
         number = float(judged.values[index, at]) / rows.scale[index]
-        field, value = BAR_FIELDS[index], judged.texts.get((at, index), '' if np.isnan(number) else repr(number))
+        field, value = (
+            BAR_FIELDS[index],
+            judged.texts.get((at, index), '' if np.isnan(number) else repr(number)),
+        )
     symbol = names[code] if code >= 0 else ''
     return RejectedRow(str(rows.path), int(rows.lines[row]), symbol, fault.label, field, value)
 
@@ -278,11 +311,13 @@ def _write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
             writer.writerow(RejectedRow._fields)
             writer.writerows(rejected)
     except OSError as error:
-        raise DataError(f'{path}: the quarantine file cannot be written: {error}; name another') from error
+        raise DataError(
+            f'{path}: the quarantine file cannot be written: {error}; name another'
+        ) from error
 
 
 def _refuse_hopeless(loaded: list[_Rows], judged: _Judged, report: CleaningReport) -> None:
-    """Raise DataError for a file without one usable row: that is another format, not some bad rows."""
+    """Raise DataError for a file without one usable row: another format, not some bad rows."""
     start = 0
     for rows in loaded:
         fault = judged.fault[start : start + len(rows.lines)]
@@ -292,8 +327,8 @@ def _refuse_hopeless(loaded: list[_Rows], judged: _Judged, report: CleaningRepor
             continue
         refused = [row for row in report.rejected if row.file == str(rows.path)]
         raise DataError(
-            f'{rows.path}: nothing but rejected rows ({_reasons(refused)}); the first: {_first(refused)}; '
-            'correct the file, or leave it out'
+            f'{rows.path}: nothing but rejected rows ({_reasons(refused)}); '
+            f'the first: {_first(refused)}; correct the file, or leave it out'
         )
 
 
@@ -308,7 +343,10 @@ def _first(rejected: Sequence[RejectedRow]) -> str:
 
 
 def _align(judged: _Judged, names: list[str]) -> BarTable:
-    """Place the rows on the sorted event times × sorted symbols; VALID wins over SUSPENDED over REJECTED."""
+    """Place the rows on the sorted event times × sorted symbols.
+
+    VALID wins over SUSPENDED over REJECTED.
+    """
     unreadable = (judged.fault != Fault.NONE) & (judged.fault <= Fault.BAD_DATE)
     order = sorted(range(len(names)), key=names.__getitem__)
     place = np.empty(len(names), np.int64)
@@ -317,8 +355,8 @@ def _align(judged: _Judged, names: list[str]) -> BarTable:
     shape = (len(times), len(BAR_FIELDS), len(names))
     if np.prod(shape, dtype=np.int64) * 8 > _MAX_TABLE_BYTES:
         raise DataError(
-            f'{shape[0]} event times of {shape[2]} symbols are more than {_MAX_TABLE_BYTES >> 30} GiB: '
-            'load symbols that share their event times, or fewer of them'
+            f'{shape[0]} event times of {shape[2]} symbols are more than '
+            f'{_MAX_TABLE_BYTES >> 30} GiB: load symbols that share their event times, or fewer of them'
         )
     at, which = np.zeros(len(unreadable), np.int64), place[judged.symbol]
     at[~unreadable] = when
@@ -338,13 +376,20 @@ def _align(judged: _Judged, names: list[str]) -> BarTable:
 
 def _check_min_rows(table: BarTable, report: CleaningReport, min_rows: int, path: Path) -> None:
     valid = (table.status == BarStatus.VALID).sum(axis=0)
-    short = [(symbol, int(n)) for symbol, n in zip(table.symbols, valid, strict=True) if n < min_rows]
+    short = [
+        (symbol, int(n)) for symbol, n in zip(table.symbols, valid, strict=True) if n < min_rows
+    ]
     if not short:
         return
     listed = ', '.join(f'{symbol} has {n}' for symbol, n in short[:5])
     more = f' and {len(short) - 5} more symbols are short too' if len(short) > 5 else ''
     own = [row for row in report.rejected if row.symbol == short[0][0]]
-    why = f' (of {short[0][0]} were rejected: {_reasons(own)}; the first in {own[0].file}, {_first(own)})' if own else ''
+    why = (
+        f' (of {short[0][0]} were rejected: {_reasons(own)}; '
+        f'the first in {own[0].file}, {_first(own)})'
+        if own
+        else ''
+    )
     raise DataError(
         f'{path}: too few valid rows: {listed}{more}, the minimum is {min_rows}{why}; '
         'fetch more rows, leave these symbols out, or ask for fewer rows'

@@ -48,6 +48,7 @@ _INSERT_PREDICTIONS = (
 _INSERT_EVENT = (
     'INSERT INTO events (stamp_ns, level, source, kind, subject, text) VALUES (?,?,?,?,?,?)'
 )
+_INSERT_COMMIT = 'INSERT OR REPLACE INTO commits VALUES (?,?,?)'
 _INSERT_SIGNAL = 'INSERT INTO signal_index VALUES (?,?,?,?,?,?)'
 
 
@@ -191,6 +192,18 @@ class Journal(JournalReader):
         """Write events, in one transaction; the oldest beyond the limit go."""
         self.commit((), events=events)
 
+    def restore(self, frames: Sequence[Decisions]) -> int:
+        """Write frames of another journal, commit times included; return how many are new."""
+        next_id = self._next_id
+        with self._transaction():
+            for item in frames:
+                if self._insert(next_id, item):
+                    row = (next_id, next_id, int(item.stamps[Stage.COMMITTED]))
+                    self._db.execute(_INSERT_COMMIT, row)
+                    next_id += 1
+        added, self._next_id = next_id - self._next_id, next_id
+        return added
+
     def mark_published(self) -> None:
         """Note that every frame committed so far is published; written with the next commit."""
         self._published = self._next_id - 1
@@ -231,9 +244,7 @@ class Journal(JournalReader):
 
     def _write_trailer(self) -> None:
         if self._unwritten_commit is not None:
-            self._db.execute(
-                'INSERT OR REPLACE INTO commits VALUES (?,?,?)', self._unwritten_commit
-            )
+            self._db.execute(_INSERT_COMMIT, self._unwritten_commit)
         if self._published != self._published_written:
             self._put_meta('published', str(self._published))
 

@@ -22,7 +22,7 @@ def lock(path: Path) -> IO[str]:
     """Become the one writer of a journal; raise JournalError that names the process which is."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = open(f'{path}.lock', 'a+')  # noqa: SIM115 -- held for as long as the journal is open
+        held = open(f'{path}.lock', 'a+')  # noqa: SIM115 -- held while the journal is open
     except OSError as error:
         why = error.strerror or error
         raise JournalError(
@@ -101,8 +101,8 @@ def damaged(path: Path, what: str) -> str:
     return (
         f'journal {path} is damaged: {what}. Stop the graph and keep a copy of {path.name}, '
         f'{path.name}-wal and {path.name}-shm. Then either save what can be read, with: '
-        f'sqlite3 {path} .recover | sqlite3 {path}.new and put {path.name}.new in its place, or '
-        'move all three files away together: the next start makes a new journal. '
+        f'python3 -m heqis_core.io.journal_repair {path} (it only reads them), or move all three '
+        'files away together: the next start makes a new journal. '
         'Never delete the -wal file alone: it holds the newest decisions'
     )
 

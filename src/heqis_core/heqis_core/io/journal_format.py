@@ -41,6 +41,9 @@ BYTES_PER_SYMBOL = 37
 REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
 """Reasons by which the risk gate turns a signal into NONE."""
 
+OWN_META = ('published', 'conflicts')
+"""Keys of `meta` that the journal keeps for itself."""
+
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE universes (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);

@@ -53,6 +53,11 @@ class JournalReader:
         row = self._one('SELECT value FROM meta WHERE key = ?', (key,))
         return None if row is None else str(row[0])
 
+    def meta(self) -> dict[str, str]:
+        """Return every named text but those that the journal keeps for itself."""
+        rows = self._rows('SELECT key, value FROM meta')
+        return {str(key): str(value) for key, value in rows if key not in fmt.OWN_META}
+
     def frames(self) -> Iterator[Decisions]:
         """Yield every frame in order of (stream, event time, revision)."""
         yield from self._frames('ORDER BY f.stream, f.event_time_ns, f.revision')
@@ -126,8 +131,11 @@ class JournalReader:
 
     def events(self) -> Iterator[Event]:
         """Yield the events that are kept, oldest first."""
-        sql = 'SELECT stamp_ns, level, source, kind, subject, text FROM events ORDER BY id'
-        for stamp_ns, level, *texts in self._rows(sql):
+        yield from self._events('ORDER BY id')
+
+    def _events(self, where: str, args: Sequence[object] = ()) -> Iterator[Event]:
+        sql = f'SELECT stamp_ns, level, source, kind, subject, text FROM events {where}'
+        for stamp_ns, level, *texts in self._rows(sql, args):
             yield Event(int(stamp_ns), Level(level), *texts)
 
     def predictions(self) -> Iterator[Predictions]:

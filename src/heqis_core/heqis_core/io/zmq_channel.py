@@ -157,7 +157,7 @@ class Channel:
         }
         for option, value in options.items():
             self._socket.setsockopt(option, value)
-        if self._socket.socket_type == zmq.ROUTER:
+        if self._socket.type == zmq.ROUTER:
             self._socket.setsockopt(
                 zmq.ROUTER_MANDATORY, 1
             )  # a reply to a peer that has gone is an error, not lost

@@ -20,9 +20,7 @@ import zmq
 from heqis_core.errors import LinkError
 
 ZAP_DOMAIN = 'heqis'
-_SECRET_TEMPLATE = (
-    '# HEQIS link key of {name}: {warning}\nmetadata\ncurve\n    public-key = "{public}"\n'
-)
+_HEADER = '# HEQIS link key of {}: {}\nmetadata\ncurve\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +104,10 @@ def write_keys(folder: str | Path, name: str) -> tuple[Path, Path]:
     base = Path(folder)
     base.mkdir(parents=True, exist_ok=True)
     paths = base / f'{name}.key', base / f'{name}.key_secret'
-    body = _SECRET_TEMPLATE.format(name=name, warning='{}', public=public)
+    pair = f'    public-key = "{public}"\n'
     texts = (
-        body.format('public, copy it to the peer'),
-        body.format('SECRET, stays here') + f'    secret-key = "{secret}"\n',
+        _HEADER.format(name, 'public, copy it to the peer') + pair,
+        _HEADER.format(name, 'SECRET, stays here') + pair + f'    secret-key = "{secret}"\n',
     )
     for path, text, mode in zip(paths, texts, (0o644, 0o600), strict=True):
         try:

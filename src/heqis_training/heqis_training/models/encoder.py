@@ -2,7 +2,7 @@
 """The factor encoder: a convolutional autoencoder over scaled indicators, trained unsupervised.
 
 Only `FactorEncoder` is exported. It holds nothing but convolutions along time and ReLU on rank-4
-tensors [N, C, 1, T], which an NPU runs whole; the last flattening does not move a number.
+tensors [N, C, 1, T], which an NPU runs whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from heqis_core.errors import ConfigError
 
 
 class FactorEncoder(nn.Module):
-    """Reduce windows (N, F, 1, T) to K latent factors (N, K).
+    """Reduce windows (N, F, 1, T) to K latent factors (N, K, 1, 1).
 
     Args:
         n_features: F indicators.
@@ -39,7 +39,8 @@ class FactorEncoder(nn.Module):
 
     def forward(self, window: Tensor) -> Tensor:
         """Return the factors."""
-        return torch.flatten(self.latent(self.layers(window)), 1)
+        factors: Tensor = self.latent(self.layers(window))
+        return factors
 
 
 class FactorAutoencoder(nn.Module):
@@ -58,19 +59,18 @@ class FactorAutoencoder(nn.Module):
 
     def forward(self, window: Tensor) -> Tensor:
         """Return the reconstruction (N, F, 1, T)."""
-        factors: Tensor = self.encoder(window)
-        return self.decoder(factors[:, :, None, None])  # type: ignore[no-any-return]
+        reconstruction: Tensor = self.decoder(self.encoder(window))
+        return reconstruction
 
 
-@torch.no_grad()
 def standardise(encoder: FactorEncoder, factors: Tensor) -> None:
-    """Fold mean 0 and deviation 1 over `factors` (N, K), its outputs, into the last convolution.
+    """Fold mean 0 and deviation 1 over these factors, (N, K, 1, 1), into the last convolution.
 
-    The generators then see factors on the scale of the indicators, and the graph gains no
-    operation.
+    `factors` are what the encoder answers to its training windows. The generators then see them on
+    the scale of the indicators, and the graph gains no operation.
     """
-    mean = factors.mean(dim=0)
-    scale = factors.std(dim=0, unbiased=False).clamp_min(1e-6)
-    encoder.latent.weight.div_(scale[:, None, None, None])
-    assert encoder.latent.bias is not None
-    encoder.latent.bias.sub_(mean).div_(scale)
+    mean = factors.mean(dim=(0, 2, 3))
+    scale = factors.std(dim=(0, 2, 3), unbiased=False).clamp_min(1e-6)
+    with torch.no_grad():
+        encoder.latent.weight.div_(scale[:, None, None, None])
+        encoder.latent.bias.sub_(mean).div_(scale)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`heqis up`: start the nodes of a board by `ros2 launch` where it works, else by our own runner."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from heqis_bringup.ament import find_share
+from heqis_bringup.launch_file import LaunchPlan, load_launch, parse_arguments
+from heqis_bringup.launch_runner import LaunchRunner
+from heqis_core.errors import ConfigError
+
+TARGETS = ('all', 'gateway', 'compute', 'replay')
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_EXAMPLES = """examples:
+  heqis up gateway bundle:=output/bundles/ID source:=file data:=prices/
+  heqis up compute bundle:=output/bundles/ID
+  heqis up all namespace:=lab frames:=tcp://127.0.0.1:6555      a second graph beside the first
+  heqis up all --show-args
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `up` to the subcommands of `heqis`."""
+    parser = subparsers.add_parser(
+        'up',
+        help='start the nodes of a board, or of both',
+        description='Start the processes of launch/TARGET.launch.yaml, and again when they end.',
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('target', nargs='?', metavar='TARGET', help=f'{", ".join(TARGETS)}; default all')
+    parser.add_argument('arguments', nargs='*', metavar='name:=value', help='launch arguments')
+    parser.add_argument('--runner', action='store_true', help='do not use ros2 launch')
+    parser.add_argument('--show-args', action='store_true', help='list the launch arguments and end')
+    parser.add_argument(
+        '--log-dir', type=Path, default=Path('run/log'), help='of the runner; default %(default)s'
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start, stay until a signal or until every process has ended; return the exit status."""
+    words = [word for word in (args.target, *args.arguments) if word]
+    target = words.pop(0) if words and ':=' not in words[0] else 'all'
+    if target not in TARGETS:
+        raise ConfigError(f'there is no launch file {target!r}; expected one of {", ".join(TARGETS)}')
+    given = parse_arguments(words)
+    path = launch_path(target)
+    if args.show_args:
+        print(describe_arguments(load_launch(path, {'data': '', **given}, find_share=find_share)
+                                 if target == 'replay' else load_plan(target, given)))  # fmt: skip
+        return 0
+    plan = load_plan(target, given)
+    if not args.runner and ros2_launch_works():
+        print(f'heqis up: {target} by ros2 launch', flush=True)
+        # The time-outs make every process gone within 5 s, as with our own runner.
+        words += ['sigterm_timeout:=2', 'sigkill_timeout:=1.5']
+        os.execvp('ros2', ['ros2', 'launch', str(path), *words])
+    why = 'as asked' if args.runner else 'no usable ros2 launch on this machine'
+    print(f'heqis up: {target} by the runner of HEQIS ({why}), logs in {args.log_dir}', flush=True)
+    runner = LaunchRunner(plan.processes, args.log_dir, console=_console)
+    with stop_signals(lambda again: runner.stop(now=again)) as stopped, runner:
+        while not runner.join(0.2):
+            pass
+    return 0 if stopped() else 1
+
+
+def launch_path(target: str) -> Path:
+    """Return the installed launch file of a target; raise ConfigError if it is not installed."""
+    path = find_share('heqis_bringup') / 'launch' / f'{target}.launch.yaml'
+    if not path.is_file():
+        raise ConfigError(f'{path} is missing; build heqis_bringup again')
+    return path
+
+
+def load_plan(target: str, given: Mapping[str, str]) -> LaunchPlan:
+    """Return what the installed launch file of a target asks for; raise ConfigError as the file's reader."""
+    return load_launch(launch_path(target), given, find_share=find_share)
+
+
+def describe_arguments(plan: LaunchPlan) -> str:
+    """Return one line for each launch argument: name, default, description."""
+    width = max((len(argument.name) for argument in plan.arguments), default=0)
+    lines = []
+    for argument in plan.arguments:
+        choices = f' ({" | ".join(argument.choices)})' if argument.choices else ''
+        default = 'required' if argument.default is None else f'default {argument.default!r}'
+        lines.append(f'  {argument.name:<{width}}  {argument.description}{choices}; {default}')
+    return '\n'.join(lines)
+
+
+def ros2_launch_works() -> bool:
+    """Whether `ros2 launch` is on PATH and starts."""
+    if shutil.which('ros2') is None:
+        return False
+    try:
+        answer = subprocess.run(
+            ['ros2', 'launch', '--help'], capture_output=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return answer.returncode == 0
+
+
+@contextmanager
+def stop_signals(stop: Callable[[bool], None]) -> Iterator[Callable[[], bool]]:
+    """Call `stop(again)` on SIGINT, SIGTERM and SIGHUP, with True from the second one on.
+
+    Yields a function that says whether a signal came. Use it in the main thread.
+    """
+    came: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        stop(len(came) > 1)
+
+    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _console(name: str, line: str) -> None:
+    sys.stdout.write(f'[{name}] {line}\n')
+    sys.stdout.flush()

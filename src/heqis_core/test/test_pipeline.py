@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipeline: a stream equals a table, a restart changes no bit, and one bad day poisons nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heqis_core.bars import BarStatus, BarTable
+from heqis_core.bundle import Bundle
+from heqis_core.errors import HeqisError
+from heqis_core.frame import Stage, new_stamps
+from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.pipeline import FeaturePipeline
+from heqis_core.simulator import MarketSimulator
+from heqis_core.testing_bundle import ENCODER_WINDOW, FACTORS, write_test_bundle
+
+N = 160
+
+
+@pytest.fixture(scope='module')
+def table() -> BarTable:
+    simulator = MarketSimulator(6, seed=5)
+    return BarTable.from_blocks([simulator.next_block() for _ in range(N)])
+
+
+@pytest.fixture(scope='module')
+def bundle(table: BarTable, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    until_ns = int(table.event_time_ns[100 - 1])
+    folder = tmp_path_factory.mktemp('bundles')
+    return Bundle.load(write_test_bundle(folder, trained_until_ns=until_ns))
+
+
+def make(bundle: Bundle, symbols: tuple[str, ...]) -> FeaturePipeline:
+    encoder = OrtEngine()
+    assert bundle.encoder_path is not None
+    encoder.load(bundle.encoder_path)
+    return bundle.pipeline(symbols, encoder)
+
+
+def columns(table: BarTable, which: list[int]) -> BarTable:
+    return BarTable(
+        tuple(table.symbols[i] for i in which),
+        table.event_time_ns,
+        np.ascontiguousarray(table.values[:, :, which]),
+        np.ascontiguousarray(table.status[:, which]),
+    )
+
+
+def test_columns_are_the_indicators_then_the_factors(bundle, table):
+    pipeline = make(bundle, table.symbols)
+    assert pipeline.feature_names == bundle.manifest.features.names
+    assert pipeline.feature_names[-FACTORS:] == ('factor_0', 'factor_1')
+
+
+def test_valid_rows_are_finite_and_all_others_say_why(bundle, table):
+    features, status = make(bundle, table.symbols).run(table)
+    valid = status == BarStatus.VALID
+    assert np.isfinite(features[valid]).all()
+    assert features.dtype == np.float32
+    same = (table.status != BarStatus.VALID) == ~(valid | (status == BarStatus.WARMING))
+    assert same.all()
+    assert valid[-20:].any(axis=0).all()
+    first = valid.argmax(axis=0)
+    assert (first >= bundle.spec.warmup_bars + ENCODER_WINDOW - 2).all()
+
+
+def test_one_symbol_alone_has_the_bits_it_has_among_others(bundle, table):
+    features, status = make(bundle, table.symbols).run(table)
+    for i in range(len(table.symbols)):
+        alone, alone_status = make(bundle, (table.symbols[i],)).run(columns(table, [i]))
+        assert alone[:, 0].tobytes() == np.ascontiguousarray(features[:, i]).tobytes()
+        np.testing.assert_array_equal(alone_status[:, 0], status[:, i])
+
+
+@pytest.mark.parametrize('cut', [0, 1, 60, 120])
+def test_a_restart_from_the_saved_state_changes_no_bit(cut, bundle, table):
+    expected, _ = make(bundle, table.symbols).run(table)
+    first, second = make(bundle, table.symbols), make(bundle, table.symbols)
+    for seq in range(cut):
+        first.step(seq, table.block(seq))
+    second.load({name: array.copy() for name, array in first.save().items()})
+    for seq in range(cut, N):
+        features = second.step(seq, table.block(seq))['features']
+        assert features.tobytes() == expected[seq].tobytes()
+
+
+def test_state_of_other_symbols_is_refused(bundle, table):
+    saved = make(bundle, table.symbols).save()
+    with pytest.raises(HeqisError):
+        make(bundle, table.symbols[:2]).load(saved)
+
+
+def test_a_rejected_day_costs_that_day_alone(bundle, table):
+    _, quiet = make(bundle, table.symbols).run(table)
+    day = int(np.flatnonzero((quiet[120:150] == BarStatus.VALID).all(axis=1))[0]) + 120
+    values, status = table.values.copy(), table.status.copy()
+    values[day, :, 0], status[day, 0] = np.nan, BarStatus.REJECTED
+    hit = BarTable(table.symbols, table.event_time_ns, values, status)
+    _, after = make(bundle, table.symbols).run(hit)
+    assert after[day, 0] == BarStatus.REJECTED
+    np.testing.assert_array_equal(np.delete(after, day, 0), np.delete(quiet, day, 0))
+
+
+def test_stages_are_stamped_in_order(bundle, table):
+    stamps = new_stamps()
+    make(bundle, table.symbols).step(0, table.block(0), stamps)
+    assert 0 < stamps[Stage.CLEANED] <= stamps[Stage.FEATURES] <= stamps[Stage.ENCODED]
+
+
+def test_a_bundle_with_an_encoder_needs_one(bundle: Bundle, table: BarTable, tmp_path: Path):
+    with pytest.raises(HeqisError, match='encoder'):
+        bundle.pipeline(table.symbols, None)
