@@ -28,7 +28,9 @@ gate_imports() { lint-imports --no-cache; }
 gate_ament() {
   need ament_pep257 'package ros-jazzy-ament-pep257'
   need ament_flake8 'package ros-jazzy-ament-flake8'
-  ament_pep257 src && ament_flake8 --linelength 99 src
+  # Ours: the summary stands on the first line; sections as Google writes them; ruff judges the mood.
+  ament_pep257 --add-ignore D213 D401 D405 D406 D407 D410 D411 D413 D415 -- src
+  ament_flake8 --config .ci/flake8.ini src
 }
 
 gate_shell() {

@@ -9,6 +9,7 @@ is imported, so that a board without torch has no `heqis train` but can still sa
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{name}: interrupted', file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        # The reader has gone; without this, Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
 
 
@@ -113,7 +115,9 @@ def _register(
         register = installed[name].load()
     except ImportError as error:
         missing = error.name or str(error)
-        raise HeqisError(f'this command of {package} needs {missing}, which is missing; {how}') from error
+        raise HeqisError(
+            f'this command of {package} needs {missing}, which is missing; {how}'
+        ) from error
     register(subparsers)
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,10 +38,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('target', nargs='?', metavar='TARGET', help=f'{", ".join(TARGETS)}; default all')
+    parser.add_argument(
+        'target', nargs='?', metavar='TARGET', help=f'{", ".join(TARGETS)}; default all'
+    )
     parser.add_argument('arguments', nargs='*', metavar='name:=value', help='launch arguments')
     parser.add_argument('--runner', action='store_true', help='do not use ros2 launch')
-    parser.add_argument('--show-args', action='store_true', help='list the launch arguments and end')
+    parser.add_argument(
+        '--show-args', action='store_true', help='list the launch arguments and end'
+    )
     parser.add_argument(
         '--log-dir', type=Path, default=Path('run/log'), help='of the runner; default %(default)s'
     )
@@ -53,14 +57,17 @@ def run(args: argparse.Namespace) -> int:
     words = [word for word in (args.target, *args.arguments) if word]
     target = words.pop(0) if words and ':=' not in words[0] else 'all'
     if target not in TARGETS:
-        raise ConfigError(f'there is no launch file {target!r}; expected one of {", ".join(TARGETS)}')
+        raise ConfigError(
+            f'there is no launch file {target!r}; expected one of {", ".join(TARGETS)}'
+        )
     given = parse_arguments(words)
     path = launch_path(target)
+    if args.show_args and target == 'replay':
+        given.setdefault('data', '')  # the one that must be given is listed without it
+    plan = load_launch(path, given, find_share=find_share)
     if args.show_args:
-        print(describe_arguments(load_launch(path, {'data': '', **given}, find_share=find_share)
-                                 if target == 'replay' else load_plan(target, given)))  # fmt: skip
+        print(describe_arguments(plan))
         return 0
-    plan = load_plan(target, given)
     if not args.runner and ros2_launch_works():
         print(f'heqis up: {target} by ros2 launch', flush=True)
         # The time-outs make every process gone within 5 s, as with our own runner.
@@ -81,11 +88,6 @@ def launch_path(target: str) -> Path:
     if not path.is_file():
         raise ConfigError(f'{path} is missing; build heqis_bringup again')
     return path
-
-
-def load_plan(target: str, given: Mapping[str, str]) -> LaunchPlan:
-    """Return what the installed launch file of a target asks for; raise ConfigError as the file's reader."""
-    return load_launch(launch_path(target), given, find_share=find_share)
 
 
 def describe_arguments(plan: LaunchPlan) -> str:

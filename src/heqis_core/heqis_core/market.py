@@ -110,7 +110,7 @@ def to_ticks(prices: npt.ArrayLike, tick: float = TICK) -> npt.NDArray[np.int64]
     """
     values = np.asarray(prices, np.float64)
     ticks = np.rint(values / tick)
-    wrong = ~(np.abs(values - ticks * tick) <= 1e-6 * tick * np.maximum(1.0, np.abs(ticks) * 1e-6))
+    wrong = ~(np.abs(values / tick - ticks) <= 1e-6)
     if wrong.any():
         raise DataError(
             f'price {values[wrong].flat[0]!r} is on no tick of {tick:g}: '

@@ -23,6 +23,9 @@ from heqis_core.bars import BarBlock, BarTable
 from heqis_core.errors import ConfigError, DataError
 from heqis_core.simulator import MarketSimulator
 
+_CATCH_UP_S = 0.2
+"""What a late paced source makes up for; beyond that (and a period) it starts its schedule anew."""
+
 Cursor = dict[str, Any]
 """JSON-able position of a source: strings, numbers, lists and dicts, integers within 64 bits."""
 
@@ -87,6 +90,7 @@ class TableSource:
         self.total: int | None = len(table)
         self.counts = dict(counts or {})
         self._next = 0
+        self._digest = hashlib.sha256('\n'.join(table.symbols).encode()).hexdigest()[:16]
 
     def open(self, cursor: Cursor | None) -> None:
         """Start again, or go on after `cursor`.
@@ -106,7 +110,7 @@ class TableSource:
             raise DataError(
                 f'cursor {cursor!r} is not of a table: {error!r}: remove the checkpoint'
             ) from error
-        fits = 0 <= index <= len(self.table) and symbols == _digest(self.symbols)
+        fits = 0 <= index <= len(self.table) and symbols == self._digest
         if not fits or last_ns != self._last_ns(index):
             raise DataError(
                 f'the data changed since the checkpoint: block {index} is not at {last_ns} ns of '
@@ -128,7 +132,7 @@ class TableSource:
             'kind': 'table',
             'index': self._next,
             'event_time_ns': self._last_ns(self._next),
-            'symbols': _digest(self.symbols),
+            'symbols': self._digest,
             'counts': dict(self.counts),
         }
 
@@ -197,9 +201,9 @@ class SimulatorSource:
 class PacedSource:
     """Slow another source down to a number of event times a second.
 
-    Deadlines are of the monotonic clock. The n-th paced block is due n periods after the first one, so the pace does not drift. Who
-    polls too late by more than a period does not get the rest in one burst: the schedule starts
-    anew from there.
+    Deadlines are of the monotonic clock: the n-th paced block is due n periods after the first
+    one, so the pace does not drift. What was late by up to 0.2 s is made up for; after a longer
+    stall the schedule starts anew, so a consumer that was away is not met by a burst.
     """
 
     def __init__(self, source: Source, bars_per_s: float, unpaced_until_ns: int = 0) -> None:
@@ -255,8 +259,9 @@ class PacedSource:
         if block is None or not self._period_s or block.event_time_ns <= self._unpaced_until_ns:
             return block
         now_s = time.monotonic()
-        late = self._due_s is None or now_s > self._due_s + self._period_s
-        self._due_s = (now_s if self._due_s is None or late else self._due_s) + self._period_s
+        if self._due_s is None or now_s > self._due_s + max(self._period_s, _CATCH_UP_S):
+            self._due_s = now_s
+        self._due_s += self._period_s
         return block
 
     def cursor(self) -> Cursor:
@@ -337,8 +342,6 @@ def file_source(config: SourceConfig) -> TableSource:
     # Here, not above: a gateway that only simulates imports no file readers.
     from heqis_core.io.files import load_bars
 
-    if not config.path:
-        raise ConfigError('path: empty; expected a CSV or Parquet file, or a folder of them')
     table, report = load_bars(
         config.path,
         tz=config.tz,
@@ -368,7 +371,3 @@ def _part(table: BarTable, config: SourceConfig) -> BarTable:
         )
     n = config.limit or len(table)
     return BarTable(table.symbols, table.event_time_ns[:n], table.values[:n], table.status[:n])
-
-
-def _digest(symbols: tuple[str, ...]) -> str:
-    return hashlib.sha256('\n'.join(symbols).encode()).hexdigest()[:16]

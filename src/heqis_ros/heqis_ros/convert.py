@@ -78,7 +78,7 @@ def msg_to_tensor(tensor: m.Tensor) -> Array:
     dtype = _DTYPES.get((tensor.dtype_code, tensor.dtype_bits))
     if dtype is None:
         raise WireError(
-            f'Tensor {tensor.name}: no dtype has code {tensor.dtype_code}, {tensor.dtype_bits} bits'
+            f'Tensor {tensor.name}: no dtype {tensor.dtype_code} of {tensor.dtype_bits} bits'
         )
     shape = tuple(tensor.shape)
     if math.prod(shape) * dtype.itemsize != len(tensor.data):

@@ -7,8 +7,8 @@ Needs PyYAML, not rclpy.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from heqis_ros.params import Param, ParamTable, is_built_in
 _TRUE = frozenset(['Y', 'y', 'yes', 'Yes', 'YES', 'true', 'True', 'TRUE', 'on', 'On', 'ON'])
 _FALSE = frozenset(['N', 'n', 'no', 'No', 'NO', 'false', 'False', 'FALSE', 'off', 'Off', 'OFF'])
 _INT = re.compile(r'[+-]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\Z')
-_FLOAT = re.compile(
-    r'[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf(inity)?|\.inf)\Z|\.nan\Z', re.IGNORECASE
-)
+_FLOAT = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z')
+_HEX = re.compile(r'[+-]?0[xX][0-9a-fA-F]+(\.[0-9a-fA-F]*)?([pP][+-]?\d+)?\Z')
+_SPECIAL = re.compile(r'[+-]?((?i:nan|inf|infinity)|\.inf|\.Inf|\.INF)\Z|\.nan\Z|\.NaN\Z|\.NAN\Z')
 _MARKER = 'ros__parameters'
 
 
@@ -185,9 +185,15 @@ def _read_scalar(node: yaml.ScalarNode) -> Any:
         return text in _TRUE
     if _INT.match(text) and -(2**63) <= (number := _c_int(text)) < 2**63:
         return number
+    if _SPECIAL.match(text):
+        return float(text.replace('.', ''))
+    if _HEX.match(text):
+        return float.fromhex(text)
     if _FLOAT.match(text):
-        value = float(text.lower().replace('.inf', 'inf').replace('.nan', 'nan'))
-        if not math.isinf(value) or 'inf' in text.lower():  # 1e999 is a string to rcl
+        value = float(text)
+        # Out of the range of normal doubles, rcl keeps the text.
+        zero = not re.search('[1-9]', re.split('[eE]', text)[0])
+        if zero or sys.float_info.min <= abs(value) <= sys.float_info.max:
             return value
     return text
 

@@ -113,7 +113,7 @@ class GatedNode(LifecycleNode):
         return timer
 
     def service(self, srv_type: Any, name: str, callback: Callable[[Any, Any], Any]) -> Service:
-        """Create a service that answers from configure to cleanup; `active` says if gates are open.
+        """Create a service that answers from configure to cleanup, whether `active` or not.
 
         A HeqisError goes to the caller in `response.message` where the type has one. Any other
         exception is a fault of the node, and the caller gets the response as it is then.

@@ -71,8 +71,8 @@ class _Signals:
         self._wake()
         if not self._done.wait(EXIT_S):
             _say(
-                f'{self._name}: did not end within {EXIT_S} s of the signal: a callback or a worker'
-                ' hangs; leaving'
+                f'{self._name}: did not end within {EXIT_S} s of the signal: a callback or'
+                ' a worker hangs; leaving'
             )
             os._exit(1)
 
@@ -130,8 +130,8 @@ def _check_arguments(name: str, arguments: Sequence[str], n_nodes: int) -> None:
     renames = [text for text in arguments if text.startswith(('__node:=', '__name:='))]
     if renames and n_nodes > 1:
         raise ConfigError(
-            f'{renames[0]} would give {n_nodes} nodes one name; remove `name` in the launch file, or'
-            f' write `<node>:{renames[0]}`'
+            f'{renames[0]} would give {n_nodes} nodes one name; remove `name` in the launch file,'
+            f' or write `<node>:{renames[0]}`'
         )
 
 

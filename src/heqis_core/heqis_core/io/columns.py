@@ -23,8 +23,10 @@ _DAY = ('trade_date', 'tradedate', 'trading_date', 'date', 'day', '日期', '交
 """Columns that hold a date, and perhaps the time of day too."""
 _CLOCK = ('time', '时间', '交易时间')
 """The time of day beside a date column; the whole moment where there is none."""
-_INDEX = ('', 'index', 'unnamed:_0', '__index_level_0__')
+_INDEX = ('', 'index', 'unnamed:_0')
 """What an unnamed first column is called; a date where nothing else is."""
+_PANDAS_INDEX = ('__index_level_0__',)
+"""The unnamed index of a data frame in a Parquet file, wherever it stands."""
 
 _VALUES: dict[str, tuple[str, ...]] = {
     'open': ('open', 'open_price', '开盘', '开盘价'),
@@ -140,7 +142,9 @@ def _date_columns(names: list[str]) -> tuple[int | None, int | None]:
         return day, clock
     if clock is not None:
         return clock, None
-    return (0 if names and names[0] in _INDEX else None), None
+    if names and names[0] in _INDEX:
+        return 0, None
+    return _first(names, _PANDAS_INDEX), None
 
 
 def _first(names: list[str], aliases: Sequence[str]) -> int | None:

@@ -91,6 +91,8 @@ def load_bars(
             for a symbol.
         ConfigError: there is no such zone or time of day.
     """
+    if not str(path).strip():
+        raise DataError('path: empty; expected a CSV or Parquet file, or a folder of them')
     parser = TimeParser(tz, close_time)
     names: dict[str, int] = {}
     loaded = [_read(file, parser, names) for file in _list_files(Path(path))]
@@ -306,6 +308,7 @@ def _rejected(
 
 def _write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('w', encoding='utf-8', newline='') as file:
             writer = csv.writer(file, lineterminator='\n')
             writer.writerow(RejectedRow._fields)

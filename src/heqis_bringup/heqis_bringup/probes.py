@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small looks at the machine for `heqis doctor`: clock, ports, engines. None of them changes anything."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+_TIME_ERROR = 5
+_TIMEX_BYTES = 512
+
+
+def clock_synchronised() -> bool | None:
+    """Ask the kernel whether its clock is synchronised; None where it does not tell."""
+    buffer = ctypes.create_string_buffer(
+        _TIMEX_BYTES
+    )  # larger than struct timex; modes 0 only reads
+    state = int(ctypes.CDLL(None).adjtimex(buffer))
+    return None if state < 0 else state != _TIME_ERROR
+
+
+def port_holder(port: int) -> str | None:
+    """Return who listens on a port of 127.0.0.1, or None if the port is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('127.0.0.1', port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                return f'the system ({os.strerror(error.errno or 0)})'
+        else:
+            return None
+    return _listener(port) or 'a process of another user'
+
+
+def _listener(port: int) -> str | None:
+    import psutil
+
+    try:
+        for connection in psutil.net_connections('tcp'):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f'{process.name()} (pid {connection.pid})'
+    except (psutil.Error, OSError):
+        pass
+    return None
+
+
+@dataclass(frozen=True)
+class EngineProbe:
+    """One inference engine: how to ask whether it would be used.
+
+    Attributes:
+        name: as people call it.
+        module: the module of HEQIS that drives it.
+        needs: returns what stands in the way on this machine, None if nothing does.
+        detail: returns what was found.
+        fix: how to get it.
+    """
+
+    name: str
+    module: str
+    needs: Callable[[], str | None]
+    detail: Callable[[], str]
+    fix: str
+
+    def passed_over(self) -> str | None:
+        """Return why this engine would not be used, None if it would."""
+        try:
+            reason = self.needs()
+        except Exception as error:
+            return f'{type(error).__name__}: {error}'
+        if reason is None and util.find_spec(self.module) is None:
+            return f'this version of HEQIS has no driver for it ({self.module})'
+        return reason
+
+
+def _rknn() -> str | None:
+    if util.find_spec('rknnlite') is None:
+        return 'rknn-toolkit-lite2 is not installed'
+    if not any(
+        Path(folder, 'librknnrt.so').exists()
+        for folder in ('/usr/lib', '/usr/lib64', '/usr/lib/aarch64-linux-gnu')
+    ):
+        return 'librknnrt.so, the runtime of the NPU, is not installed'
+    if not (Path('/sys/kernel/debug/rknpu').exists() or Path('/proc/device-tree').exists()):
+        return 'no NPU driver in this kernel'
+    return None
+
+
+def _tensorrt() -> str | None:
+    # The driver first: without one, TensorRT itself ends the process.
+    count = cuda_devices()
+    if isinstance(count, str):
+        return count
+    if count == 0:
+        return 'the CUDA driver finds no device'
+    if util.find_spec('tensorrt') is None:
+        return 'the Python package tensorrt is not installed'
+    return None
+
+
+def cuda_devices() -> int | str:
+    """Return the number of CUDA devices, or why the driver cannot tell."""
+    try:
+        driver = ctypes.CDLL('libcuda.so.1')
+    except OSError:
+        return 'no CUDA driver (libcuda.so.1) on this machine'
+    status = int(driver.cuInit(0))
+    if status:
+        return f'the CUDA driver answers with error {status}'
+    count = ctypes.c_int(0)
+    status = int(driver.cuDeviceGetCount(ctypes.byref(count)))
+    return count.value if status == 0 else f'the CUDA driver answers with error {status}'
+
+
+def _onnxruntime() -> str | None:
+    return None if util.find_spec('onnxruntime') else 'onnxruntime is not installed'
+
+
+def _onnxruntime_detail() -> str:
+    import onnxruntime
+
+    providers = ', '.join(onnxruntime.get_available_providers())
+    return f'ONNX Runtime {onnxruntime.__version__}, offers {providers}; HEQIS runs it on the CPU'
+
+
+def _package(name: str) -> Callable[[], str]:
+    return lambda: f'{name} {metadata.version(name)}'
+
+
+_RKNN = EngineProbe(
+    'RKNN',
+    'heqis_core.io.rknn_engine',
+    _rknn,
+    _package('rknn-toolkit-lite2'),
+    'on the RK3568: pip install -r requirements/board-rk3568.txt and librknnrt.so of its BSP',
+)
+_TENSORRT = EngineProbe(
+    'TensorRT',
+    'heqis_core.io.trt_engine',
+    _tensorrt,
+    _package('tensorrt'),
+    'on the Jetson: the TensorRT and CUDA of its JetPack, pip install -r requirements/board-jetson.txt',
+)
+_ORT = EngineProbe(
+    'ONNX Runtime',
+    'heqis_core.io.ort_engine',
+    _onnxruntime,
+    _onnxruntime_detail,
+    'pip install -r requirements/runtime.txt',
+)
+
+ENGINE_ORDER: dict[str, tuple[EngineProbe, ...]] = {
+    'factor encoder': (_RKNN, _ORT),
+    'generators': (_TENSORRT, _ORT),
+}
+"""Engines in the order in which each part takes the first that works."""
