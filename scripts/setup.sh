@@ -91,7 +91,7 @@ requirements_hash() {
   {
     base_identity
     cd requirements
-    cat constraints.txt "${ROLES[@]/%/.txt}"
+    cat constraints.txt numpy1.txt "${ROLES[@]/%/.txt}"
   } | sha256sum | cut -d ' ' -f 1
 }
 
@@ -104,18 +104,21 @@ create_venv() {
   env -u PYTHONPATH -u PYTHONHOME "$python" -m venv ${options[@]+"${options[@]}"} "$VENV"
 }
 
-# The messages of a ROS 2 installation were compiled against its own numpy: one built against 1.x cannot run
-# with 2.x. Then, and only then, the pin of numpy gives way.
+# Copy the pins into .venv; where the ROS 2 of this machine was built with numpy 1.x, with the stand-ins for it.
 pins_for_machine() {
-  local pins=$VENV/heqis-requirements role
+  local pins=$VENV/heqis-requirements pin name file
   rm -rf "$pins" && mkdir "$pins"
   cp requirements/*.txt "$pins"
   if [[ $ROS != wheels ]] && "$VENV/bin/python" -c 'import numpy, sys; sys.exit(numpy.__version__ >= "2")' 2> /dev/null; then
-    for role in "$pins"/*.txt; do
-      sed -i '/^numpy==/d' "$role"
-    done
-    echo 'numpy==1.26.4' >> "$pins/constraints.txt"
-    echo 'numpy==1.26.4' >> "$pins/runtime.txt"
+    while read -r pin; do
+      name=${pin%%==*}
+      for file in "$pins"/*.txt; do
+        if grep -q "^$name==" "$file" || [[ $file == */constraints.txt ]]; then
+          sed -i "/^$name==/d" "$file"
+          echo "$pin" >> "$file"
+        fi
+      done
+    done < <(grep '==' requirements/numpy1.txt)
   fi
   printf '%s\n' "$pins"
 }

@@ -48,6 +48,7 @@ setup(
             'batch = heqis_bringup.batch:register',
             'demo = heqis_bringup.demo:register',
             'doctor = heqis_bringup.doctor:register',
+            'keys = heqis_bringup.keys:register',
             'up = heqis_bringup.up:register',
         ],
     },

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `heqis` command: finds its subcommands as entry points, and turns a HeqisError into one line.
+"""The `heqis` command: subcommands are entry points, a HeqisError becomes one line.
 
-Each package registers what it offers in the group `heqis.commands` (`name = module:register`, where
-`register(subparsers)` adds a parser that sets `func(args) -> int`). Only the command that is asked for
-is imported, so that a board without torch has no `heqis train` but can still say where to get it.
+Each package registers what it offers in the group `heqis.commands` (`name = module:register`,
+where `register(subparsers)` adds a parser that sets `func(args) -> int`). Only the command that is
+asked for is imported, so that a board without torch has no `heqis train` but can still say where
+to get it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit status: 2 for an error that HEQIS names, 130 for Ctrl-C."""
+    """Run one subcommand; return the exit status: 2 for a named error, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     wanted = next((word for word in words if not word.startswith('-')), None)
     name = f'heqis {wanted}' if wanted else 'heqis'
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser(wanted: str | None) -> argparse.ArgumentParser:
     """Return the parser with the subcommand `wanted` in full, the others by name and help alone.
 
-    Raises HeqisError if `wanted` is a command whose package, or something it needs, is not installed.
+    Raises HeqisError if `wanted` is a command whose package, or something it needs, is not
+    installed.
     """
     parser = argparse.ArgumentParser(
         prog='heqis',

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`heqis doctor`: what is here, what each part would use, what is missing and how to get it.
 
-Each probe stands alone and looks without changing anything; one that fails says so and stops no other.
-Nothing is imported that could take the process with it: TensorRT is judged by the driver first.
+Each probe stands alone and looks without changing anything; one that fails says so and stops no
+other. Nothing is imported that could take the process with it: TensorRT is judged by the driver
+first.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ _SETUP = 'make setup'
 class Finding:
     """One line: what was looked at, how it stands, details, and how to get what is missing.
 
-    `status` is `ok`, `used` (the choice among several), `note` (for information), `missing` (something is
-    not there) or `broken` (the main job does not run like this).
+    `status` is `ok`, `used` (the choice among several), `note` (for information), `missing`
+    (something is not there) or `broken` (the main job does not run like this).
     """
 
     section: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of a running graph, from its heartbeats and decisions: bounded, plain data, no ROS."""
+"""What is known of a running graph, from its heartbeats and decisions: bounded, no ROS."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class GraphState:
         self._n_frames = 0
 
     def beat(self, beat: ProcessBeat, now_s: float) -> bool:
-        """Take a heartbeat; return False for one that was heard before or comes from an old start."""
+        """Take a heartbeat; return False for one heard before or from an old start."""
         key = (beat.board, beat.process)
         process = self._processes.get(key)
         if process is None:
@@ -116,10 +116,9 @@ class GraphState:
         process.count, process.pid = beat.count, beat.pid
         for node in beat.nodes:
             name = node.name.rpartition('/')[2]
-            view = self.nodes.get(name)
-            if view is None:
-                view = self.nodes[name] = NodeView(name, beat.process, beat.board)
-            view.take(node, now_s)
+            if name not in self.nodes:
+                self.nodes[name] = NodeView(name, beat.process, beat.board)
+            self.nodes[name].take(node, now_s)
         return True
 
     def decided(self, stamps: npt.NDArray[np.int64]) -> None:
@@ -169,7 +168,7 @@ class GraphState:
         )
 
     def latency_us(self) -> dict[str, tuple[float, float]]:
-        """Return (p50, p99) in microseconds by stage and from ingest to signal, of the last frames."""
+        """Return (p50, p99) in microseconds by stage and of ingest_to_signal, last frames."""
         stamps = self._stamps[: min(self._n_frames, LATENCY_FRAMES)]
         result: dict[str, tuple[float, float]] = {}
         reached = stamps[:, Stage.INGEST]

@@ -274,8 +274,9 @@ class _Reader:
             yield self._text(keys[first], scope), self._text(keys[second], scope)
 
     def _args(self, entry: Entry | None, scope: _Scope) -> Iterator[str]:
-        for word in split_words(entry.text()) if entry else ():
-            yield substitute(entry, word, self._perform(entry, scope))
+        if entry is not None:
+            for word in split_words(entry.text()):
+                yield substitute(entry, word, self._perform(entry, scope))
 
     def _flag(self, entry: Entry | None, scope: _Scope) -> bool:
         if entry is None:

@@ -138,8 +138,9 @@ class LaunchRunner:
         self._console = console
         self._log_dir = log_dir
         self._selector = selectors.DefaultSelector()
-        self._stop = threading.Event()
-        self._stop_now = threading.Event()
+        # Plain flags: a signal handler may set them, whatever the main thread is doing then.
+        self._stop = False
+        self._stop_now = False
         self._lock = threading.Lock()
         log_dir.mkdir(parents=True, exist_ok=True)
         self._log = LogFile(log_dir / 'runner.log')
@@ -160,9 +161,8 @@ class LaunchRunner:
 
     def stop(self, *, now: bool = False) -> None:
         """Ask for the end: SIGINT, then SIGTERM, then SIGKILL; with `now` SIGKILL at once."""
-        self._stop.set()
-        if now:
-            self._stop_now.set()
+        self._stop = True
+        self._stop_now = self._stop_now or now
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until every process is gone and return whether that is so."""
@@ -198,9 +198,9 @@ class LaunchRunner:
         sent: list[signal.Signals] = []
         while True:
             now_s = time.monotonic()
-            if self._stop.is_set():
+            if self._stop:
                 stopping_at_s = now_s if stopping_at_s is None else stopping_at_s
-                after_s = SIGKILL_AFTER_S if self._stop_now.is_set() else now_s - stopping_at_s
+                after_s = SIGKILL_AFTER_S if self._stop_now else now_s - stopping_at_s
                 self._escalate(after_s, sent)
             else:
                 self._start_due(now_s)
@@ -208,8 +208,7 @@ class LaunchRunner:
             for process in self._processes:
                 self._reap(process)
             if not any(
-                p.popen or (p.start_at_s is not None and not self._stop.is_set())
-                for p in self._processes
+                p.popen or (p.start_at_s is not None and not self._stop) for p in self._processes
             ):
                 break
         self._selector.close()
@@ -242,7 +241,7 @@ class LaunchRunner:
                 env={**self._environ, **process.spec.env},
                 # A session of its own: Ctrl-C in the terminal reaches the runner alone.
                 start_new_session=True,
-                preexec_fn=lambda: _in_child(parent),
+                preexec_fn=lambda: in_child(parent),
             )
         except OSError as error:
             self._ended(process, 127, f'could not be started: {error}')
@@ -271,11 +270,11 @@ class LaunchRunner:
     def _pump(self, stream: _Stream) -> int | None:
         """Forward what is there; return its length, None at the end of the stream."""
         try:
-            data = stream.file.read(_CHUNK_BYTES)
+            data = os.read(stream.file.fileno(), _CHUNK_BYTES)
+        except BlockingIOError:
+            return 0
         except OSError:
             data = b''
-        if data is None:
-            return 0
         for line in stream.lines.add(data):
             self._line(stream, line)
         return len(data) or None
@@ -314,7 +313,7 @@ class LaunchRunner:
         with self._lock:
             process.popen = None
             process.last_exit = code
-        if self._stop.is_set() or not process.spec.respawn:
+        if self._stop or not process.spec.respawn:
             self._remark(f'{process.name}: ended ({how})')
             return
         now_s = time.monotonic()
@@ -381,7 +380,7 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 _LIBC = ctypes.CDLL(None)
 
 
-def _in_child(parent: int) -> None:
+def in_child(parent: int) -> None:
     """Between fork and exec: die with the starting thread, hear SIGINT even if started by `&`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

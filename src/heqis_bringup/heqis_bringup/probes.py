@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small looks at the machine for `heqis doctor`: clock, ports, engines. None of them changes anything."""
+"""Small looks at the machine for `heqis doctor`: clock, ports, engines. Nothing is changed."""
 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import os
 import socket
@@ -148,7 +147,7 @@ _TENSORRT = EngineProbe(
     'heqis_core.io.trt_engine',
     _tensorrt,
     _package('tensorrt'),
-    'on the Jetson: the TensorRT and CUDA of its JetPack, pip install -r requirements/board-jetson.txt',
+    'on the Jetson: TensorRT and CUDA of JetPack, pip install -r requirements/board-jetson.txt',
 )
 _ORT = EngineProbe(
     'ONNX Runtime',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The summary of a run: from the graph's last state and its journal to JSON and to text. Pure but for one write."""
+"""The summary of a run: from the graph's last state and its journal to JSON and to text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from heqis_bringup.table import process_of
 
 @dataclass(frozen=True)
 class JournalFigures:
-    """What the journal holds after a run; counts and latencies as `heqis_core.io.journal` gives them."""
+    """What the journal holds after a run, as `heqis_core.io.journal` gives it."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     latency_us: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -34,7 +34,8 @@ class RunFacts:
         symbols: of the stream.
         reason: why the run ended: finished, duration, interrupted, failed.
         problems: one line each; none after a good run.
-        seconds: set_up (training), up (every node active), first_signal, run, stop; absent if never reached.
+        seconds: set_up (training), up (every node active), first_signal, run, stop; absent if
+            never reached.
         restarts: of each process, by the runner's names.
         journal_path: where the journal is.
     """
@@ -54,9 +55,10 @@ class RunFacts:
 def build_report(
     state: GraphState, journal: JournalFigures, facts: RunFacts, final_states: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the report as plain data; `final_states` are the nodes' states when the end was decided.
+    """Return the report; `final_states` are the states when the end was decided.
 
-    Counts of decisions and signals are the journal's, what flowed before it is the heartbeats' word.
+    Counts of decisions and signals are the journal's, what flowed before it is the heartbeats'
+    word.
     """
     nodes = {
         view.name: {
@@ -116,8 +118,8 @@ def summary(report: Mapping[str, Any]) -> str:
         f'bundle {report["bundle"]["id"]} on {report["engine"]}, transport {report["transport"]}',
         f'bars in {report["bars_in"]:,} ({report["bars_warmup"]:,} to warm up, '
         f'{report["bars_rejected"]:,} rejected)',
-        f'frames sent {report["frames_sent"]:,}, received {report["frames_received"]:,}, sent again '
-        f'{report["resent"]:,}, gaps {report["gaps"]:,}, drops {report["drops"]:,}',
+        f'frames sent {report["frames_sent"]:,}, received {report["frames_received"]:,}, '
+        f'sent again {report["resent"]:,}, gaps {report["gaps"]:,}, drops {report["drops"]:,}',
         f'decisions {report["decisions"]:,}, signals {report["signals"]:,}'
         + (f' ({", ".join(f"{s} {n}" for s, n in by_symbol.items())})' if by_symbol else ''),
     ]

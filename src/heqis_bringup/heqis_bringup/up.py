@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`heqis up`: start the nodes of a board by `ros2 launch` where it works, else by our own runner."""
+"""`heqis up`: start the nodes of a board by `ros2 launch` where it works, else by our runner."""
 
 from __future__ import annotations
 

@@ -366,7 +366,7 @@ def test_arguments_that_two_files_declare_have_one_default() -> None:
 
 
 def test_a_parameter_is_set_in_the_launch_file_or_in_the_parameter_file() -> None:
-    # Otherwise the launch argument's default would silently undo what a person wrote into the file.
+    # Otherwise the argument's default would silently undo what a person wrote into the file.
     for process in shipped('all').processes:
         values = {param[0] for param in process.params if isinstance(param, tuple)}
         (file,) = [param for param in process.params if isinstance(param, Path)]
@@ -446,7 +446,7 @@ def as_launch_ros_would(
 
 
 def effect(words: list[str]) -> tuple[list[str], dict[str, object]]:
-    """Return the rules in order, and the parameter values by node key: ROS lets the last one win."""
+    """Return the rules in order, and the values by node key: ROS lets the last one win."""
     rules, values = [], {}
     for word in words:
         if Path(word).is_file():

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -179,7 +180,7 @@ def test_a_process_that_ends_at_once_is_started_again_ever_more_slowly(workshop:
     with workshop.runner(spec('fail', respawn=True, respawn_delay_s=0.1, output='both')) as runner:
         wait_until(lambda: len(workshop.said('fail')) >= 4, 20, 'four starts')
     times = [float(line) for line in workshop.said('fail')]
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(times)]
     for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=False):
         assert wait >= least
     assert runner.processes()[0].last_exit == 3
@@ -273,7 +274,8 @@ def test_nothing_outlives_a_killed_runner(workshop: Workshop) -> None:
     from heqis_bringup.launch_file import ProcessSpec
     from heqis_bringup.launch_runner import LaunchRunner
     spec = ProcessSpec('some_pkg', 'deaf', output='screen', respawn=True)
-    runner = LaunchRunner([spec, spec], Path(sys.argv[1]), console=lambda *line: print(*line, flush=True))
+    say = lambda *line: print(*line, flush=True)
+    runner = LaunchRunner([spec, spec], Path(sys.argv[1]), console=say)
     runner.start()
     runner.join()
     """

@@ -97,7 +97,7 @@ class ComputeNode(ManagedNode):
             self.set_counter('holding', 0)
             frame = self._link.recv(POLL_MS)
             if frame is not None:
-                self._work(lambda judge, frame=frame: judge.on_frame(frame))  # type: ignore[misc]
+                self._work(lambda judge, frame=frame: judge.on_frame(frame))
             self._ask_for_missing(stop)
 
     def _ask_for_missing(self, stop: threading.Event) -> None:
@@ -110,7 +110,7 @@ class ComputeNode(ManagedNode):
             reply = self._link.request(*question, timeout_ms=self.params.request_timeout_ms)
             if reply is None:
                 return
-            self._work(lambda judge, reply=reply: judge.on_reply(reply))  # type: ignore[misc]
+            self._work(lambda judge, reply=reply: judge.on_reply(reply))
 
     def _work(self, step: Any) -> None:
         # Pending only while we compute: waiting for the gateway is not a stall of this node.

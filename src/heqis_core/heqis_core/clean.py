@@ -225,7 +225,8 @@ class BlockCleaner:
         if last_ns.shape != self._last_ns.shape:
             raise ConfigError(
                 f'cleaner state is of {last_ns.size} symbols, this stream has '
-                f'{self._last_ns.size}: remove the checkpoint, or run with the symbols it was written for'
+                f'{self._last_ns.size}: remove the checkpoint, '
+                'or run with the symbols it was written for'
             )
         self._last_ns = last_ns
         self.counts = dict(state['counts'])

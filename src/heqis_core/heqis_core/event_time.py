@@ -119,9 +119,9 @@ class TimeParser:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         """Return event times int64 (N,) and `Fault` codes uint8 (N,) of the rows of all files.
 
-        Files come one after the other. A row without a time of day closes at `close_time`. A file in which every time of day is
-        midnight holds days, not moments, and all its rows close at `close_time` too. The event
-        time of a faulty row is 0.
+        Files come one after the other. A row without a time of day closes at `close_time`. A file
+        in which every time of day is midnight holds days, not moments, and all its rows close at
+        `close_time` too. The event time of a faulty row is 0.
 
         Args:
             files: the codes of each file's rows.

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How HEQIS compiles: strictly, and kept on disk. What is compiled lives with what it computes.
 
-Strict means that a result depends on nothing but the input: no fastmath, no contraction, no parallel
-reduction. A division by zero gives inf or NaN as in numpy.
+Strict means that a result depends on nothing but the input: no fastmath, no contraction, no
+parallel reduction. A division by zero gives inf or NaN, as in numpy.
 
-Compiled code is kept on disk, so that a restarted process does not compile again: in `NUMBA_CACHE_DIR` if it
-is set, else in the `__pycache__` beside the source file (with a symlink install that of the source tree), else
-in the user's cache folder. numba keys it by the content of the source file and by processor, so a stale
-entry is never used; but it does not see what a kernel calls in **other** files: a kernel calls only kernels
-and constants of its own file.
+Compiled code is kept so that a restarted process does not compile again: in `NUMBA_CACHE_DIR` if
+it is set, else in the `__pycache__` beside the source file (with a symlink install that of the
+source tree), else in the user's cache folder. numba keys it by the content of the source file and
+by processor, so a stale entry is never used; but it does not see what a kernel calls in **other**
+files: a kernel calls only kernels and constants of its own file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Function = TypeVar('_Function', bound=Callable[..., Any])
 def strict_njit(function: _Function) -> _Function:
     """Compile a function strictly; it releases the GIL while it runs.
 
-    Without any writable folder (a read-only root without a home) it still compiles, anew in each process.
+    Without any writable folder (read-only root, no home) each process compiles anew and says so.
     """
     try:
         compiled = numba.njit(function, cache=True, nogil=True, error_model='numpy')

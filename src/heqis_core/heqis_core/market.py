@@ -50,7 +50,8 @@ _ST_LIMITS: dict[Board, tuple[tuple[date, int], ...]] = {
 def board_of(symbol: str) -> Board:
     """Return the board of a symbol by its six digits.
 
-    It may be written `300750.SZ`, `sh.688981`, `SSE.600000` or `430047.BJ`. What is no ChiNext, STAR or BSE code is taken for the main board, names without a code too.
+    It may be written `300750.SZ`, `sh.688981`, `SSE.600000` or `430047.BJ`. What is no ChiNext,
+    STAR or BSE code is taken for the main board, names without a code too.
     """
     code = _CODE.search(symbol)
     digits = code.group() if code else ''
@@ -88,8 +89,9 @@ def limit_ticks(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the lowest and the highest price of the day.
 
-    Both are int64 ticks, of the shape that the arguments broadcast to. The limit price is rounded half up to a tick. A move of less than one tick counts as one tick,
-    and no price falls below one tick.
+    Both are int64 ticks, of the shape that the arguments broadcast to. The limit price is rounded
+    half up to a tick. A move of less than one tick counts as one tick, and no price falls below
+    one tick.
 
     Args:
         reference_ticks: ex-right reference price (`pre_close`) in ticks.
@@ -113,7 +115,7 @@ def to_ticks(prices: npt.ArrayLike, tick: float = TICK) -> npt.NDArray[np.int64]
     wrong = ~(np.abs(values / tick - ticks) <= 1e-6)
     if wrong.any():
         raise DataError(
-            f'price {values[wrong].flat[0]!r} is on no tick of {tick:g}: '
+            f'price {float(values[wrong].flat[0])!r} is on no tick of {tick:g}: '
             'use raw prices, not adjusted ones'
         )
     return ticks.astype(np.int64)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scaler: fitted once on training rows, owned by the bundle, applied as the pipeline's last step.
+"""The scaler: fitted once on training rows, owned by the bundle, the pipeline's last step.
 
-It maps each feature on its own and holds no state; rolling normalisations are features of the spec.
+It maps each feature on its own and holds no state: rolling normalisations belong in the spec.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Scaler:
             rows: float64 (N, F), the training part only; NaN and infinity are left out.
             clip: bound of the scaled values.
 
-        A column that does not vary gets scale 1. Raises DataError for a column without a finite value and
-        ConfigError for a wrong shape.
+        A column that does not vary gets scale 1. Raises DataError for a column without a finite
+        value and ConfigError for a wrong shape.
         """
         table = np.asarray(rows, np.float64)
         if table.ndim != 2 or table.shape[1] != len(names):
@@ -88,7 +88,7 @@ class Scaler:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def apply(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """Return float32 (..., F) of float64 (..., F); NaN stays NaN, and rows do not touch each other."""
+        """Return float32 (..., F) of float64 (..., F), element by element; NaN stays NaN."""
         values = np.asarray(x, np.float64)
         if values.shape[-1:] != self.mean.shape:
             raise ConfigError(f'scaler: input {values.shape}; expected (..., {len(self.names)})')
@@ -140,7 +140,9 @@ def _column(field: str, values: npt.ArrayLike, names: tuple[str, ...]) -> npt.ND
     try:
         column = np.array(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f'scaler: {field} = {values!r}; expected {len(names)} numbers') from error
+        raise ConfigError(
+            f'scaler: {field} = {values!r}; expected {len(names)} numbers'
+        ) from error
     if column.shape != (len(names),):
         raise ConfigError(f'scaler: {field} has shape {column.shape}; expected ({len(names)},)')
     if (bad := np.flatnonzero(~np.isfinite(column))).size:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A seeded market that obeys A-share rules.
 
-It is for demonstrations, tests and load, not for judging a strategy. What is real about it: heavy tails, volatility that comes in regimes, a common market factor,
-ticks, price limits by board and date, suspensions, lots. What is put in to be learnt: every symbol
-has a slow hidden trend (its part of a day's variance is about 2 %) and is pulled weakly towards
-its first price, so a model can find a weak and honest-looking edge here. That edge is ours, and
-says nothing about any market. What is left out: dividends and splits, holidays, new listings,
-special treatment.
+It is for demonstrations, tests and load, not for judging a strategy. What is real about it: heavy
+tails, volatility that comes in regimes, a common market factor, ticks, price limits by board and
+date, suspensions, lots. What is put in to be learnt: every symbol has a slow hidden trend (its
+part of a day's variance is about 2 %) and is pulled weakly towards its first price, so a model can
+find a weak and honest-looking edge here. That edge is ours, and says nothing about any market.
+What is left out: dividends and splits, holidays, new listings, special treatment.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ class MarketSimulator:
     def next_block(self) -> BarBlock:
         """Return the next trading day.
 
-        Event time 15:00 in Shanghai, values float64 (6, S), status uint8 (S,). A suspended symbol is SUSPENDED and has no values.
+        Event time 15:00 in Shanghai, values float64 (6, S), status uint8 (S,). A suspended symbol
+        is SUSPENDED and has no values.
         """
         draw, n = self._random, len(self.symbols)
         # Every day draws the same amount, whatever happens on it.

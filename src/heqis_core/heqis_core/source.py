@@ -24,7 +24,7 @@ from heqis_core.errors import ConfigError, DataError
 from heqis_core.simulator import MarketSimulator
 
 _CATCH_UP_S = 0.2
-"""What a late paced source makes up for; beyond that (and a period) it starts its schedule anew."""
+"""What a late paced source makes up for; after more it starts its schedule anew."""
 
 Cursor = dict[str, Any]
 """JSON-able position of a source: strings, numbers, lists and dicts, integers within 64 bits."""

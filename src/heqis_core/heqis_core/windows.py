@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows: the last W rows of each symbol in one preallocated array, and the same windows of a whole table.
+"""Windows: the last W rows of each symbol in one array, and the same windows of a whole table.
 
-The window of a symbol at frame seq k is its last W valid rows, all of them with a seq in (k - horizon, k] and
-none before a hole. A row that is not valid is not there: it neither breaks nor fills a window. Because nothing
-older than the horizon counts, `Windows` that was fed the last `horizon` frames answers like one that saw all.
+The window of a symbol at frame seq k is its last W valid rows, all of them with a seq in
+(k - horizon, k] and none before a hole. A row that is not valid is not there: it neither breaks
+nor fills a window. Because nothing older than the horizon counts, `Windows` that were fed the last
+`horizon` frames answer like ones that saw everything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _NEVER = np.int64(-(2**62))
 """Seq before every seq."""
 
 Index = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32]
 
 
 class Windows:
@@ -49,10 +51,10 @@ class Windows:
         return None if self._last_seq == _NEVER else self._last_seq
 
     def push(self, seq: int, rows: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> None:
-        """Take in frame `seq`: float32 (S, F) rows, of which those count that are `valid`, bool (S,).
+        """Take in frame `seq`: float32 (S, F) rows, of which those count that are `valid` (S,).
 
-        Raises ValueError for a wrong shape, for a seq that is not above the last one, and for a seq that
-        leaves some out and no `hole` that says so: no window may silently span a gap.
+        Raises ValueError for a wrong shape, for a seq that is not above the last one, and for one
+        that leaves some out without a `hole` that says so: no window may silently span a gap.
         """
         s, _, f = self._rows.shape
         if rows.shape != (s, f) or valid.shape != (s,):
@@ -68,8 +70,8 @@ class Windows:
                 )
         _push(
             np.int64(seq),
-            np.require(rows, np.float32, ['C', 'W']),
-            np.require(valid, np.bool_, ['C', 'W']),
+            np.require(rows, np.float32, ['C', 'W', 'A']),
+            np.require(valid, np.bool_, ['C', 'W', 'A']),
             self._rows,
             self._seqs,
             self._oldest,
@@ -77,7 +79,7 @@ class Windows:
         self._last_seq = int(seq)
 
     def ready(self, seq: int) -> npt.NDArray[np.bool_]:
-        """Return bool (S,): whose last W rows all lie within the horizon of frame `seq` and after the hole.
+        """Return bool (S,): whose last W rows lie within the horizon of `seq` and after the hole.
 
         Raises ValueError if `seq` is before the last push: what it had is overwritten.
         """
@@ -95,10 +97,12 @@ class Windows:
             which: integer (n,), symbol indices.
             out: C-contiguous float32 (n, W, F) to write into (and to return); None allocates.
 
-        Raises ValueError for a symbol that does not have W rows, and for an `out` that does not fit. Whether
-        the rows are recent enough is for `ready` to say.
+        Raises ValueError for a symbol without W rows, for a mask in the place of indices, and for
+        an `out` that does not fit. Whether the rows are recent enough is for `ready` to say.
         """
-        index = np.require(which, np.int64, ['C', 'W'])
+        if which.ndim != 1 or which.dtype.kind not in 'iu':
+            raise ValueError(f'which is {which.dtype} {which.shape}; expected integers (n,)')
+        index = np.require(which, np.int64, ['C', 'W', 'A'])
         shape = (len(index), *self._rows.shape[1:])
         if out is None:
             out = np.empty(shape, np.float32)
@@ -136,7 +140,7 @@ class Windows:
         }
 
     def load(self, saved: dict[str, npt.NDArray[np.generic]]) -> None:
-        """Continue from `save`; raise ConfigError if it does not fit these sizes, and change nothing then."""
+        """Continue from `save`; raise ConfigError, and change nothing, if the sizes differ."""
         expected = {name: (value.dtype, value.shape) for name, value in self._arrays().items()}
         expected['marks'] = (np.dtype(np.int64), (3,))
         for name, (dtype, shape) in expected.items():
@@ -148,7 +152,7 @@ class Windows:
         if horizon != self.horizon:
             raise ConfigError(f'saved windows: horizon {horizon}; expected {self.horizon}')
         oldest = saved['oldest']
-        if oldest.size and not (0 <= oldest.min() and oldest.max() < self.length):
+        if oldest.size and (oldest.min() < 0 or oldest.max() >= self.length):
             raise ConfigError(f'saved windows: oldest outside 0..{self.length - 1}')
         for name, target in self._arrays().items():
             target[...] = saved[name]
@@ -168,19 +172,24 @@ def window_index(
         length: W, rows of a window.
         horizon: frames within which the W rows must lie, at least W.
 
-    Returns t int64 (M,), s int64 (M,), rows int64 (M, W): at valid row t of symbol s the window is ready and
-    consists of the rows `rows` of s, oldest first, the last one being t. In order of t, then s.
+    Returns t int64 (M,), s int64 (M,), rows int64 (M, W): at valid row t of symbol s the window is
+    ready and consists of the rows `rows` of s, oldest first, the last one being t. In order of t,
+    then s.
     Raises ConfigError for sizes that cannot be.
     """
     _check_sizes(length, horizon)
     if valid.ndim != 2:
         raise ConfigError(f'valid has shape {valid.shape}; expected (T, S)')
-    mask = np.require(valid, np.bool_, ['C', 'W'])
-    count = _count_windows(mask, length, horizon)
-    t, s = np.empty(count, np.int64), np.empty(count, np.int64)
+    mask = np.require(valid, np.bool_, ['C', 'W', 'A'])
+    count = _find_windows(mask, length, horizon, *_room_for(0, length))  # no room: only counts
+    found = _room_for(count, length)
+    _find_windows(mask, length, horizon, *found)
+    return found
+
+
+def _room_for(count: int, length: int) -> tuple[Index, Index, Index]:
     rows = np.empty((count, length), np.int64)
-    _fill_windows(mask, length, horizon, t, s, rows)
-    return t, s, rows
+    return np.empty(count, np.int64), np.empty(count, np.int64), rows
 
 
 def _check_sizes(length: int, horizon: int, **sizes: int) -> None:
@@ -194,7 +203,9 @@ def _check_sizes(length: int, horizon: int, **sizes: int) -> None:
 
 
 @strict_njit
-def _push(seq, rows, valid, kept, seqs, oldest):  # type: ignore[no-untyped-def]
+def _push(
+    seq: np.int64, rows: Rows, valid: npt.NDArray[np.bool_], kept: Rows, seqs: Index, oldest: Index
+) -> None:
     length = kept.shape[1]
     for s in range(len(valid)):
         if valid[s]:
@@ -205,7 +216,7 @@ def _push(seq, rows, valid, kept, seqs, oldest):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
-def _gather(which, kept, seqs, oldest, out):  # type: ignore[no-untyped-def]
+def _gather(which: Index, kept: Rows, seqs: Index, oldest: Index, out: Rows) -> int:
     length = kept.shape[1]
     for i in range(len(which)):
         s = which[i]
@@ -218,33 +229,30 @@ def _gather(which, kept, seqs, oldest, out):  # type: ignore[no-untyped-def]
 
 
 @strict_njit
-def _count_windows(valid, length, horizon):  # type: ignore[no-untyped-def]
+def _find_windows(
+    valid: npt.NDArray[np.bool_],
+    length: int,
+    horizon: int,
+    out_t: Index,
+    out_s: Index,
+    out_rows: Index,
+) -> int:
     ring = np.full((valid.shape[1], length), _NEVER, np.int64)
-    count = np.zeros(valid.shape[1], np.int64)
-    total = 0
-    for t in range(valid.shape[0]):
-        for s in range(valid.shape[1]):
-            if valid[t, s]:
-                ring[s, count[s] % length] = t
-                count[s] += 1
-                total += ring[s, count[s] % length] > t - horizon
-    return total
-
-
-@strict_njit
-def _fill_windows(valid, length, horizon, out_t, out_s, out_rows):  # type: ignore[no-untyped-def]
-    ring = np.full((valid.shape[1], length), _NEVER, np.int64)
-    count = np.zeros(valid.shape[1], np.int64)
-    m = 0
+    oldest = np.zeros(valid.shape[1], np.int64)
+    found = 0
     for t in range(valid.shape[0]):
         for s in range(valid.shape[1]):
             if not valid[t, s]:
                 continue
-            ring[s, count[s] % length] = t
-            count[s] += 1
-            if ring[s, count[s] % length] > t - horizon:
-                out_t[m] = t
-                out_s[m] = s
-                for w in range(length):
-                    out_rows[m, w] = ring[s, (count[s] + w) % length]
-                m += 1
+            ring[s, oldest[s]] = t
+            oldest[s] = oldest[s] + 1 if oldest[s] + 1 < length else 0
+            if ring[s, oldest[s]] <= t - horizon:
+                continue
+            if found < len(out_t):
+                out_t[found] = t
+                out_s[found] = s
+                older = length - oldest[s]
+                out_rows[found, :older] = ring[s, oldest[s] :]
+                out_rows[found, older:] = ring[s, : oldest[s]]
+            found += 1
+    return found

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arithmetic of the indicators against plain-Python definitions and against other people's numbers.
+"""The arithmetic of the indicators against plain-Python definitions and other people's numbers.
 
-The reference computes each value from the whole history, in the order of operations that the definitions
-give. It must agree bit for bit: a fused multiply-add, a reordered sum or a drifting running sum would show.
+The reference computes each value from the whole history, in the order of operations that the
+definitions give. It must agree bit for bit: a fused multiply-add, a reordered sum or a drifting
+running sum would show.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from heqis_core.bars import BAR_FIELDS, BarStatus
 from heqis_core.features.spec import KINDS, FeatureItem, FeatureSpec
 from heqis_core.features.state import FeatureState
 from heqis_core.testing import shared_data
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NAN = math.nan
 
@@ -45,7 +47,7 @@ def smooth(xs: list[float], weight: float, seed: float | None = None) -> list[fl
 
 
 class History:
-    """Every VALID bar of one symbol so far; the methods give the outputs of a kind at the last of them."""
+    """Every VALID bar of one symbol; the methods give the outputs of a kind at the last one."""
 
     def __init__(self) -> None:
         self.high: list[float] = []
@@ -113,8 +115,8 @@ class History:
 
     def atr(self, n: int) -> list[float]:
         ranges = [
-            max(h - l, abs(h - c), abs(l - c))
-            for h, l, c in zip(self.high[1:], self.low[1:], self.close, strict=False)
+            max(high - low, abs(high - before), abs(low - before))
+            for high, low, before in zip(self.high[1:], self.low[1:], self.close, strict=False)
         ]
         if len(ranges) < n:
             return [NAN]
@@ -289,7 +291,7 @@ class TaLib:
         self.tests = json.loads((folder / 'expected.json').read_text())['tests']
 
     def cases(self, group: str, **where: object) -> list[dict[str, float]]:
-        """Return the cases of a group over the whole range that match `where` and expect a value."""
+        """Return the cases of a group over all bars that match `where` and expect a value."""
         found = [
             row
             for row in self.tests[group]['rows']

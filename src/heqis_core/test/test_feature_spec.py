@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from heqis_core.errors import ConfigError
-from heqis_core.features.spec import KINDS, FeatureItem, FeatureSpec, default_spec
 from hypothesis import given
 from hypothesis import strategies as st
+
+from heqis_core.errors import ConfigError
+from heqis_core.features.spec import KINDS, FeatureItem, FeatureSpec, default_spec
 
 
 def test_default_spec_is_scale_free_and_warms_within_forty_bars() -> None:
@@ -81,7 +82,9 @@ def test_id_covers_order_parameters_and_outputs_and_not_how_it_was_written() -> 
         )
     }
     assert len(ids) == 7
-    spelled_out = FeatureItem('boll', {'ddof': 0, 'width': 2, 'n': 20}, False, ('low', 'mid', 'up'))
+    spelled_out = FeatureItem(
+        'boll', {'ddof': 0, 'width': 2, 'n': 20}, False, ('low', 'mid', 'up')
+    )
     assert FeatureSpec((spelled_out,)).id == FeatureSpec((FeatureItem('boll'),)).id
     assert spelled_out == FeatureItem('boll')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming state: the same bits for any batch, market size, order, restart; nothing poisons what follows."""
+"""Streaming state: the same bits whatever the batch, market size, order or restart."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 from heqis_core.bars import BAR_FIELDS, CLOSE, HIGH, LOW, OPEN, VOLUME, BarStatus
 from heqis_core.errors import ConfigError
 from heqis_core.features import kernels
 from heqis_core.features.spec import FeatureItem, FeatureSpec, default_spec
 from heqis_core.features.state import FeatureState
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 SPEC = default_spec()
 ALL_KINDS = FeatureSpec((*SPEC.features, FeatureItem('sma', {'n': 5}), FeatureItem('macd')))
@@ -23,7 +24,7 @@ ALL_KINDS = FeatureSpec((*SPEC.features, FeatureItem('sma', {'n': 5}), FeatureIt
 def market(
     n_times: int, n_symbols: int, seed: int = 0, idle: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return values (T, 6, S) and status (T, S) of a random market in ticks of 0.01 with idle symbols."""
+    """Return values (T, 6, S) and status (T, S) of a random market with idle symbols."""
     rng = np.random.default_rng(seed)
     walk = np.cumsum(rng.standard_t(4, (n_times, n_symbols)) * 0.015, axis=0)
     close = np.maximum(np.round(rng.uniform(2, 900, n_symbols) * np.exp(walk), 2), 0.01)
@@ -268,7 +269,7 @@ def test_state_of_another_spec_or_market_is_refused() -> None:
 # ---------------------------------------------------------------- inputs
 
 
-def test_views_and_read_only_arrays_give_the_same_and_compile_nothing() -> None:
+def test_views_read_only_arrays_and_other_types_compile_nothing_anew() -> None:
     values, status = market(40, 8)
     expected = FeatureState(SPEC, 8).batch(values, status)
     compiled = len(kernels.step.signatures), len(kernels.batch.signatures)
@@ -283,6 +284,10 @@ def test_views_and_read_only_arrays_give_the_same_and_compile_nothing() -> None:
         assert same(FeatureState(SPEC, 8).batch(view, codes), expected)
         assert same(stream(FeatureState(SPEC, 8), view, codes), expected)
         assert same(view, kept)
+    whole = np.round(values)  # NaN where idle
+    for prices in (whole, whole.astype(np.float32)):
+        rounded = FeatureState(SPEC, 8).batch(prices, status.astype(np.int64))
+        assert same(rounded, FeatureState(SPEC, 8).batch(whole, status))
     assert (len(kernels.step.signatures), len(kernels.batch.signatures)) == compiled == (1, 1)
 
 

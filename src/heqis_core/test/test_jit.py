@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled code is kept wherever a process can write, is never stale, and its absence is survived.
 
-Each case runs a small module in processes of their own. The folder beside a module is made unwritable by a
-file of the same name, which stops root too.
+Each case runs a small module in processes of their own. The folder beside a module is made
+unwritable by a file of the same name, which stops root too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from heqis_core import jit
 
 MODULE = """

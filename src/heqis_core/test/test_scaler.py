@@ -7,11 +7,12 @@ import json
 
 import numpy as np
 import pytest
-from heqis_core.errors import ConfigError, DataError
-from heqis_core.scaler import Scaler
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from heqis_core.errors import ConfigError, DataError
+from heqis_core.scaler import Scaler
 
 finite = st.floats(-1e300, 1e300)
 scales = st.floats(1e-300, 1e300)

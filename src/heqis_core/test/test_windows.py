@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from heqis_core.errors import ConfigError
-from heqis_core.windows import Windows, window_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from heqis_core.errors import ConfigError
+from heqis_core.windows import Windows, window_index
 
 S, F = 3, 2
 masks = st.lists(st.booleans(), min_size=S, max_size=S).map(np.array)
@@ -120,7 +121,8 @@ TestWindowsAgainstLists.settings = settings(max_examples=60, stateful_step_count
 
 @settings(deadline=None)
 @given(
-    hnp.arrays(bool, st.tuples(st.integers(0, 25), st.integers(1, 4))),
+    # Without a fill most arrays would be nearly all True or all False.
+    hnp.arrays(bool, st.tuples(st.integers(0, 25), st.integers(1, 4)), fill=st.nothing()),
     st.integers(1, 4),
     st.integers(0, 5),
 )
@@ -175,6 +177,8 @@ def test_gather_of_a_symbol_without_rows_is_refused_by_number() -> None:
     for bad in (1, 2, -1):
         with pytest.raises(ValueError, match=f'symbol {bad} of 2'):
             windows.gather(np.array([0, bad]))
+    with pytest.raises(ValueError, match='which is bool'):
+        windows.gather(windows.ready(1))
 
 
 @pytest.mark.parametrize(

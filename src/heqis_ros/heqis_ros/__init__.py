@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ROS shell that every node shares: managed node, parameter table, named QoS, heartbeat, conversion."""
+"""The ROS shell of every node: managed node, parameter table, named QoS, heartbeat, conversion."""

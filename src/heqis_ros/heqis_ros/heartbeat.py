@@ -86,6 +86,20 @@ class HeartbeatThread:
         self._thread = threading.Thread(target=self._run, name=f'{process}.heartbeat', daemon=True)
         self._thread.start()
 
+    @property
+    def topic(self) -> str:
+        """Return the full name of the topic."""
+        return str(self._publisher.topic_name)
+
+    @property
+    def node_name(self) -> str:
+        """Return the name of the thread's own node."""
+        return str(self._node.get_name())
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         due = time.monotonic()
         while not self._stop.is_set():
@@ -101,13 +115,18 @@ class HeartbeatThread:
         message = self._message
         message.count += 1
         message.stamp_ns = time.time_ns()
-        message.hold = any(node.hold for node in self._nodes)
-        message.nodes = [node.status() for node in self._nodes]
         try:
+            message.hold = any(node.hold for node in self._nodes)
+            message.nodes = [node.status() for node in self._nodes]
             self._publisher.publish(message)
         except _RCL_ERRORS:
-            self.failed += (
-                1  # the context ends, or DDS is out of resources: the next beat tries again
+            # The context ends, or DDS is out of resources: the next beat tries again, and the
+            # gap in `count` shows.
+            self.failed += 1
+        except Exception as error:  # a bug must not look like a dead process
+            self.failed += 1
+            self._node.get_logger().error(
+                f'heartbeat was not sent: {type(error).__name__}: {error}', once=True
             )
 
     def stop(self, timeout_s: float = 1.0) -> None:

@@ -98,7 +98,7 @@ class ManagedNode(GatedNode):
 
     def set_pending(self, n: int) -> None:
         """Say how many units of work wait now; any thread."""
-        self.vitals.pending = n
+        self.vitals.pending = int(n)
 
     def stage_us(self, name: str, us: float) -> None:
         """Say how long a stage took last, microseconds; any thread."""
@@ -106,7 +106,7 @@ class ManagedNode(GatedNode):
 
     def set_info(self, text: str) -> None:
         """Say one short line for people; a failure hides it until the node is ACTIVE again."""
-        self.vitals.info = text
+        self.vitals.info = str(text)
 
     @property
     def state(self) -> int:

@@ -42,6 +42,10 @@ def boot_id() -> str:
         return ''
 
 
+def _uint64(value: int) -> int:
+    return max(0, min(value, 2**64 - 1))
+
+
 class Vitals:
     """Counters of one node, written by any thread and read by the heartbeat thread."""
 
@@ -89,7 +93,7 @@ class Vitals:
         status.progress = progress
         status.pending = max(0, min(self.pending, 2**32 - 1))
         status.counter_names = list(counters)
-        status.counter_values = array('Q', [max(0, value) for value in counters.values()])
+        status.counter_values = array('Q', map(_uint64, counters.values()))
         status.stage_names = list(stages)
-        status.stage_last_us = array('Q', [max(0, value) for value in stages.values()])
+        status.stage_last_us = array('Q', map(_uint64, stages.values()))
         status.info = (self.failure or self.info)[:MAX_INFO]

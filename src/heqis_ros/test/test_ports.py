@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+import pytest
+from rclpy.node import Node
+
+from heqis_core.errors import HeqisError
+from heqis_core.testing import wait_until
+from heqis_msgs.msg import Event, NodeStatus
+from heqis_msgs.srv import KillSwitch
+from heqis_ros import qos
+
+
 def test_subscription_is_gated_by_the_state(graph, probe):
     """A message before activation or after deactivation is counted, never handled."""
     probe.trigger_configure()
-    send = sender(graph, probe)
+    send = graph.sender('in')
     send('early')
     graph.spin_until(lambda: probe.vitals.counters().get('discarded_inactive') == 1)
     probe.trigger_activate()
@@ -37,16 +47,16 @@ def test_timers_run_only_while_active(graph, probe):
 
 def test_workers_run_only_while_active(probe):
     """The thread exists exactly between activate and deactivate, also the second time."""
-    before = entities(probe)['threads']
+    before = probe.entities()['threads']
     probe.trigger_configure()
-    assert entities(probe)['threads'] == before == 0
+    assert probe.entities()['threads'] == before == 0
     for _ in range(2):
         loops = probe.loops
         probe.trigger_activate()
         wait_until(lambda loops=loops: probe.loops > loops + 2, 5.0)
-        assert entities(probe)['threads'] == 1
+        assert probe.entities()['threads'] == 1
         probe.trigger_deactivate()
-        assert entities(probe)['threads'] == 0
+        assert probe.entities()['threads'] == 0
 
 
 def test_publishers_are_silent_and_counted_while_inactive(graph, probe):
@@ -65,12 +75,12 @@ def test_publishers_are_silent_and_counted_while_inactive(graph, probe):
 
 def test_publish_from_a_worker_while_dds_ends_is_counted_not_raised(probe):
     """A destroyed publisher costs a counter, not a thread."""
-    activate(probe)
+    probe.bring_up()
     pub = probe.pub
     probe.destroy_publisher(pub)
     assert not probe.publish(pub, Event(text='x'))
     assert probe.vitals.counters()['publish_failed'] == 1
-    assert probe.state == ACTIVE
+    assert probe.state == NodeStatus.ACTIVE
 
 
 @pytest.mark.parametrize('where', ['tick', 'receive', 'work'])
@@ -79,18 +89,18 @@ def test_a_fault_in_a_callback_or_worker_brings_the_node_down_visibly(
     graph, probe, where, kind, capfd
 ):
     """The node is unconfigured, says why, has freed all, and comes up again when told to."""
-    before = entities(probe)
-    activate(probe)
-    send = sender(graph, probe)
+    before = probe.entities()
+    probe.bring_up()
+    send = graph.sender('in')
     probe.fail[where] = kind('lost it')
     send('x')
-    graph.spin_until(lambda: probe.state == UNCONFIGURED, what=f'{where} noticed')
-    assert entities(probe) == before
+    graph.spin_until(lambda: probe.state == NodeStatus.UNCONFIGURED, what=f'{where} noticed')
+    assert probe.entities() == before
     assert 'lost it' in probe.status().info
     assert probe.vitals.counters()['failures'] == 1
     assert capfd.readouterr().err.count('Traceback') == (0 if kind is HeqisError else 1)
     probe.fail.clear()
-    activate(probe)
+    probe.bring_up()
 
 
 def test_service_answers_refuses_and_survives_a_bug(graph, probe):
@@ -107,10 +117,10 @@ def test_service_answers_refuses_and_survives_a_bug(graph, probe):
     assert ask().engaged
     probe.fail['answer'] = HeqisError('not now')
     assert ask().message == 'not now'
-    assert probe.state == INACTIVE
+    assert probe.state == NodeStatus.INACTIVE
     probe.fail['answer'] = RuntimeError('bug')
     assert not ask().engaged
-    graph.spin_until(lambda: probe.state == UNCONFIGURED)
+    graph.spin_until(lambda: probe.state == NodeStatus.UNCONFIGURED)
 
 
 def test_ports_outside_their_phase_are_refused(probe):
@@ -123,18 +133,18 @@ def test_ports_made_in_activate_live_until_deactivate(graph, probe):
     """A second activation does not pile them up."""
     probe.activate = lambda: probe.timer(0.01, lambda: probe.count('extra'))
     probe.trigger_configure()
-    timers = entities(probe)['timers']
+    timers = probe.entities()['timers']
     for round_ in (1, 2):
         probe.trigger_activate()
-        assert entities(probe)['timers'] == timers + 1
+        assert probe.entities()['timers'] == timers + 1
         graph.spin_until(lambda n=round_: probe.vitals.counters().get('extra', 0) >= n)
         probe.trigger_deactivate()
-        assert entities(probe)['timers'] == timers
+        assert probe.entities()['timers'] == timers
 
 
-def test_relative_names_follow_namespace_and_remap(graph):
+def test_relative_names_follow_namespace_and_remap(make_probe):
     """The whole node moves with its namespace."""
-    node = graph.add(Probe(namespace='/other', cli_args=['--ros-args', '-r', 'out:=renamed']))
+    node = make_probe(namespace='/other', cli_args=['--ros-args', '-r', 'out:=renamed'])
     node.trigger_configure()
     assert node.status().name == '/other/probe'
     assert node.pub.topic_name == '/other/renamed'

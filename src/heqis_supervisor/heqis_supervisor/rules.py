@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the graph: boards, processes, nodes, what depends on what, and the leases; read from YAML.
+"""The rules of the graph: boards, processes, nodes, dependencies and leases, read from YAML.
 
-Everything is checked before anything starts, each problem with file and line. What is done with the
-rules is in `policy.py`. Needs PyYAML, not rclpy.
+Everything is checked before anything starts, each problem with file and line. What is done with
+the rules is in `policy.py`. Needs PyYAML, not rclpy.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
 from heqis_core.errors import ConfigError
 
 RULES_VERSION = 1
@@ -43,6 +44,7 @@ PROCESS_SETTINGS = {
     ),
     'restarts_max': Setting(8, 1, 10_000, 'starts within the window until the process is latched'),
     'restarts_window_ms': Setting(120_000, 1, 86_400_000, 'the window of restarts_max'),
+    'kill': Setting(True, 0, 0, 'whether the supervisor may end it'),
 }
 NODE_SETTINGS = {
     'progress_ms': Setting(15_000, 1, 3_600_000, 'no progress with input pending until stuck'),
@@ -76,6 +78,8 @@ class NodeRule:
     stable_s: float
     hold_output: bool
     managed: bool
+    depth: int = 0
+    """Length of the longest chain of dependencies below it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class ProcessRule:
     respawn_s: float
     restarts_max: int
     restarts_window_s: float
+    kill: bool
 
     @property
     def key(self) -> str:
@@ -208,8 +213,8 @@ class _Reader:
             if rule.lease_s * 1000 < 3 * heartbeat_ms:
                 self.problem(
                     line,
-                    f'process {rule.key}: lease_ms {rule.lease_s * 1000:.0f} is shorter than three '
-                    f'heartbeats of {heartbeat_ms} ms; a late one would count as a loss',
+                    f'process {rule.key}: lease_ms {rule.lease_s * 1000:.0f} is shorter than '
+                    f'three heartbeats of {heartbeat_ms} ms; a late one would count as a loss',
                 )
             if rule.busy_lease_s < rule.lease_s:
                 self.problem(line, f'process {rule.key}: busy_lease_ms is shorter than lease_ms')
@@ -239,7 +244,8 @@ class _Reader:
                 )
                 break
             for rule in ready:
-                ordered[rule.name] = rest.pop(rule.name)
+                depths = [ordered[o].depth + 1 for o in rule.depends_on if o in ordered]
+                ordered[rule.name] = replace(rest.pop(rule.name), depth=max(depths, default=0))
         return ordered
 
     # --- YAML with lines ---

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arithmetic of every indicator, once: one symbol, one bar, one row of state, one row of columns.
+"""The arithmetic of every indicator, once: one symbol, one bar, one row of columns.
 
-A spec is compiled (in `state`) to a program: one row of codes for each indicator. The kernels run that program
-for each symbol on its own, so no result depends on how many symbols there are or in which order they stand,
-and a batch is the same step in a loop. What they need to know about a symbol lies in one row of the state:
+A spec is compiled (in `state`) to a program: one row of codes for each indicator. The kernels run
+that program for each symbol on its own, so no result depends on how many symbols there are or in
+which order they stand, and a batch is the same step in a loop. All they know about a symbol lies
+in one row of the state:
 
-    [bars, bar slot, volumes, volume slot, close ring, high ring, low ring, volume ring, values of indicators]
+    bars, bar slot, volumes, volume slot; rings of close, high, low, volume; values of indicators
 
-Each ring of capacity N is kept twice in a row (2N numbers, each value written at slot and slot + N), so the
-last n values always lie side by side, oldest first. Sums run over them anew for each bar, in that order:
-a running sum would depend on how far back the series began.
+Each ring of capacity N is kept twice in that row (2 N numbers, each value written at slot and at
+slot + N), so the last n values always lie side by side, oldest first. Sums run over them anew for
+each bar, in that order: a running sum would depend on how far back the series began.
 
 Division by zero, and prices so small or large that a ratio overflows, give NaN, never infinity.
 """
@@ -18,13 +19,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from heqis_core.jit import strict_inline, strict_njit
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 # Codes of indicators. EMA and SMA differ in their weight only.
 RETURN, MEAN, SMOOTH, MACD, KDJ, RSI, BOLL, ATR, VOLUME_RATIO = range(9)
 
-# Columns of a program row: code, period, where its own values start in the state, scale, further period,
-# and the columns of the result that its outputs go to (-1: not wanted).
+# Columns of a program row: code, period, where its own values start in the state, scale, further
+# period, and the columns of the result that its outputs go to (-1: not wanted).
 CODE, PERIOD, SLOT, SCALE, EXTRA, OUT0, OUT1, OUT2 = range(8)
 PROGRAM_WIDTH = 8
 
@@ -46,7 +53,7 @@ _BLOCK = 64  # symbols that a batch carries through time together: their state s
 
 
 @strict_inline
-def _mean(state, s, newest, n):  # type: ignore[no-untyped-def]
+def _mean(state: Floats, s: int, newest: int, n: int) -> float:
     total = 0.0
     for k in range(newest - n + 1, newest + 1):
         total += state[s, k]
@@ -54,7 +61,7 @@ def _mean(state, s, newest, n):  # type: ignore[no-untyped-def]
 
 
 @strict_inline
-def _deviation(state, s, newest, n, mean, degrees):  # type: ignore[no-untyped-def]
+def _deviation(state: Floats, s: int, newest: int, n: int, mean: float, degrees: float) -> float:
     total = 0.0
     for k in range(newest - n + 1, newest + 1):
         total += (state[s, k] - mean) * (state[s, k] - mean)
@@ -62,7 +69,7 @@ def _deviation(state, s, newest, n, mean, degrees):  # type: ignore[no-untyped-d
 
 
 @strict_inline
-def _stochastic(state, s, highs, lows, n, close):  # type: ignore[no-untyped-def]
+def _stochastic(state: Floats, s: int, highs: int, lows: int, n: int, close: float) -> float:
     top, bottom = state[s, highs], state[s, lows]
     for k in range(1, n):
         top = max(top, state[s, highs - k])
@@ -71,7 +78,17 @@ def _stochastic(state, s, highs, lows, n, close):  # type: ignore[no-untyped-def
 
 
 @strict_njit
-def step(program, weights, layout, values, status, state, out, first, last):  # type: ignore[no-untyped-def]
+def step(
+    program: Ints,
+    weights: Floats,
+    layout: Ints,
+    values: Floats,
+    status: npt.NDArray[np.uint8],
+    state: Floats,
+    out: Floats,
+    first: int,
+    last: int,
+) -> None:
     """Advance the symbols first..last-1 by one bar.
 
     values (6, S), status (S,), state (S, L), out (S, F).
@@ -198,8 +215,19 @@ def step(program, weights, layout, values, status, state, out, first, last):  # 
 
 
 @strict_njit
-def batch(program, weights, layout, values, status, state, out):  # type: ignore[no-untyped-def]
-    """Advance every symbol by T bars: values (T, 6, S), status (T, S), state (S, L), out (T, S, F)."""
+def batch(
+    program: Ints,
+    weights: Floats,
+    layout: Ints,
+    values: Floats,
+    status: npt.NDArray[np.uint8],
+    state: Floats,
+    out: Floats,
+) -> None:
+    """Advance every symbol by T bars.
+
+    values (T, 6, S), status (T, S), state (S, L), out (T, S, F).
+    """
     n_times, n_symbols = status.shape
     for first in range(0, n_symbols, _BLOCK):
         last = min(first + _BLOCK, n_symbols)

@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The feature spec: an ordered list of indicators with parameters, its column names and its id.
 
-What an indicator computes lives in `kernels`, its state in `state`. This module only knows which kinds exist,
-which parameters they take, what their columns are called and how many bars each column needs.
+What an indicator computes lives in `kernels`, its state in `state`. This module only knows which
+kinds exist, which parameters they take, what their columns are called and how many bars each
+column needs.
 
-Kinds (C close, H high, L low, V volume; every window counts VALID bars of one symbol):
+Kinds (C close, V volume; every window counts VALID bars of one symbol):
 
-===============  ====================  ==========================================================================
-kind             parameters            columns
-===============  ====================  ==========================================================================
-``return``       n                     C / C[-n] - 1
-``ma``           n                     mean of the last n closes
-``sma``          n, m                  Chinese SMA(C, n, m): Y += (C - Y) m / n, seeded with the first close
-``ema``          n                     Y += (C - Y) 2 / (n + 1), seeded with the first close
-``macd``         fast, slow, signal    dif = EMA fast - EMA slow; dea = EMA signal of dif; bar = 2 (dif - dea)
-``kdj``          n, k, d               k, d, j from RSV over n bars; K and D seeded 50; RSV 50 where HHV = LLV
-``rsi``          n                     100 SMA(gain, n, 1) / SMA(\\|change\\|, n, 1), 50 where nothing ever moved
-``boll``         n, width, ddof        mid = MA n; up, low = mid +- width x deviation of the same n closes
-``atr``          n                     true range smoothed after Wilder, seeded with the mean of the first n
-``volume_ratio`` n                     V / mean V of the n bars with a volume before it
-===============  ====================  ==========================================================================
+================ ================== =============================================================
+kind             parameters         columns
+================ ================== =============================================================
+``return``       n                  C / C[-n] - 1
+``ma``           n                  mean of the last n closes
+``sma``          n, m               Chinese SMA(C, n, m): Y += (C - Y) m / n, from the first close
+``ema``          n                  Y += (C - Y) 2 / (n + 1), from the first close
+``macd``         fast, slow, signal dif = EMA fast - EMA slow, dea = EMA signal of dif,
+                                    bar = 2 (dif - dea)
+``kdj``          n, k, d            RSV over n bars (50 where HHV = LLV); k and d smooth it, from
+                                    50 at the first whole window; j = 3 k - 2 d
+``rsi``          n                  100 G / (G + L), gains and losses smoothed by SMA(x, n, 1)
+                                    from the first change; 50 where nothing ever moved
+``boll``         n, width, ddof     mid = MA n; up, low = mid +- width * deviation
+``atr``          n                  true range smoothed after Wilder, from the mean of the first n
+``volume_ratio`` n                  V / mean of the n volumes before it
+================ ================== =============================================================
 
-`relative` makes a column scale-free: price levels (ma, sma, ema, boll) become x / C - 1, price spreads (macd,
-atr) x / C. The other kinds are scale-free already.
+A column is NaN until its window is whole, and a recursive one of period n for its first n - 1 bars
+(`Output.warm_up` has the number); what the seed left behind fades on after that.
+
+`relative` makes a column scale-free: price levels (ma, sma, ema, boll) become x / C - 1, price
+spreads (macd, atr) x / C. The other kinds are scale-free already.
 """
 
 from __future__ import annotations
@@ -117,7 +124,7 @@ KINDS: dict[str, Kind] = {
 
 
 class Output(NamedTuple):
-    """One column of the feature matrix: its name, and the number of first VALID bars without a value."""
+    """One column: its name, and the number of first VALID bars of a symbol without a value."""
 
     name: str
     warm_up: int
@@ -129,9 +136,10 @@ class FeatureItem:
 
     Attributes:
         kind: a key of `KINDS`.
-        params: parameters by name; what is left out takes the kind's default, so `params` is always complete.
+        params: parameters by name; what is left out is filled in with the kind's default.
         relative: give prices as a ratio to the close (only kinds that are prices).
-        outputs: which of the kind's columns are wanted, in the kind's order; empty takes all, and is filled in.
+        outputs: which of the kind's columns are wanted; empty is filled in with all of them. They
+            always stand in the kind's order.
 
     Raises ConfigError that names the item, the value and what is allowed.
     """
@@ -222,7 +230,7 @@ class FeatureSpec:
 
     @cached_property
     def warmup_bars(self) -> int:
-        """Return how many first VALID bars of a symbol lack some feature; the next row is whole."""
+        """Return how many first VALID bars of a symbol lack some feature."""
         return max(column.warm_up for column in self.outputs)
 
     @cached_property
@@ -312,7 +320,8 @@ def _complete_outputs(name: str, kind: Kind, wanted: Sequence[str]) -> tuple[str
         if output not in kind.outputs or wanted.count(output) > 1:
             allowed = ', '.join(kind.outputs) or 'none: it has one column'
             raise ConfigError(
-                f'feature {name!r}: outputs = {list(wanted)}; expected each at most once of: {allowed}'
+                f'feature {name!r}: outputs = {list(wanted)}; '
+                f'expected each at most once of: {allowed}'
             )
     return tuple(output for output in kind.outputs if not wanted or output in wanted)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming state of a feature spec: S symbols advance by one bar a call, or by many with the same bits.
+"""The streaming state of a feature spec: S symbols advance by one bar a call, or by many.
 
-The arithmetic lives in `kernels`; this module lays the state out, checks what comes in, saves and restores.
+The arithmetic lives in `kernels`. This module lays the state out, checks what comes in, saves and
+restores.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from heqis_core.features import kernels
 from heqis_core.features.spec import KINDS, FeatureItem, FeatureSpec
 
 LAYOUT_VERSION = 1
-"""Raised whenever the kernels read the state in another way: an older saved state is then refused."""
+"""Raised whenever the kernels read the state in another way: an older state is then refused."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -40,9 +41,9 @@ _OWN_VALUES = {'sma': 1, 'ema': 1, 'macd': 3, 'kdj': 2, 'rsi': 2, 'atr': 1}
 class FeatureState:
     """Advance the features of S symbols bar by bar.
 
-    A symbol whose status is not VALID does not advance and gets a row of NaN, and so does one whose high, low or
-    close is not a number; the bars that follow are as if it had not been there. A bar without a volume leaves
-    the volume features of that bar NaN and nothing else.
+    A symbol whose status is not VALID does not advance and gets a row of NaN, and so does one
+    whose high, low or close is not a number: what follows is as if that bar had not been there. A
+    bar without a volume has no volume features, and nothing else is touched by it.
 
     Args:
         spec: what to compute, F columns.
@@ -72,15 +73,13 @@ class FeatureState:
         """
         self._check(values.shape, status.shape, ())
         out = np.empty((len(self._state), len(self.spec.names)))
-        kernels.step(
-            *self._program[:3], _plain(values), _plain(status), self._state, out, 0, len(status)
-        )
+        kernels.step(*self._program[:3], *_plain(values, status), self._state, out, 0, len(status))
         return out
 
     def batch(
         self, values: npt.NDArray[np.float64], status: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float64]:
-        """Advance by T bar blocks; return float64 (T, S, F), bit for bit what T calls of `step` return.
+        """Advance by T bar blocks; return float64 (T, S, F), bit for bit what T steps return.
 
         Args:
             values: float64 (T, 6, S).
@@ -90,7 +89,7 @@ class FeatureState:
         """
         self._check(values.shape, status.shape, (len(values),))
         out = np.empty((*status.shape, len(self.spec.names)))
-        kernels.batch(*self._program[:3], _plain(values), _plain(status), self._state, out)
+        kernels.batch(*self._program[:3], *_plain(values, status), self._state, out)
         return out
 
     def reset(self) -> None:
@@ -106,9 +105,11 @@ class FeatureState:
         }
 
     def load(self, saved: Arrays) -> None:
-        """Continue from `save`; raise ConfigError, and change nothing, if it is of another spec, number of
-        symbols or version of the layout.
-        """  # noqa: D205
+        """Continue from `save`.
+
+        Raises ConfigError, and changes nothing, if it belongs to another spec, number of symbols
+        or version of the layout.
+        """
         if missing := {'version', 'spec_id', 'state'} - set(saved):
             raise ConfigError(f'saved features: {sorted(missing)} not there; start without it')
         spec_id = bytes(saved['spec_id'].astype(np.uint8)).decode(errors='replace')
@@ -123,7 +124,7 @@ class FeatureState:
             if found != expected:
                 raise ConfigError(
                     f'saved features: {name} is {found!r}; expected {expected!r}; '
-                    'start without the saved state, or with the spec and symbols that it belongs to'
+                    'start without it, or with the spec and symbols that it belongs to'
                 )
         self._state[...] = state
 
@@ -220,7 +221,11 @@ def _weights(item: FeatureItem) -> list[float]:
     return []
 
 
-def _plain(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    # One memory layout only: the kernels are compiled for it, and any other would compile them anew.
-    dtype = np.uint8 if array.dtype != np.float64 else np.float64
-    return np.require(array, dtype, ['C', 'W', 'A'])
+def _plain(
+    values: npt.NDArray[np.float64], status: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+    # One memory layout only: any other would compile the kernels anew, in the middle of a stream.
+    return (
+        np.require(values, np.float64, ['C', 'W', 'A']),
+        np.require(status, np.uint8, ['C', 'W', 'A']),
+    )

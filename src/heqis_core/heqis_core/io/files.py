@@ -359,7 +359,8 @@ def _align(judged: _Judged, names: list[str]) -> BarTable:
     if np.prod(shape, dtype=np.int64) * 8 > _MAX_TABLE_BYTES:
         raise DataError(
             f'{shape[0]} event times of {shape[2]} symbols are more than '
-            f'{_MAX_TABLE_BYTES >> 30} GiB: load symbols that share their event times, or fewer of them'
+            f'{_MAX_TABLE_BYTES >> 30} GiB: load symbols that share their event times, '
+            'or fewer of them'
         )
     at, which = np.zeros(len(unreadable), np.int64), place[judged.symbol]
     at[~unreadable] = when

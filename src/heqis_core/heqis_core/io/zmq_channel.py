@@ -226,8 +226,11 @@ class Inbox:
     def recv(self, channel: Channel, timeout_ms: int) -> memoryview | None:
         """Return the next message as a read-only view, or None if none came whole and in time."""
         if self._references() > self._idle:
-            self._slots[self._at] = _slot(self._bytes)
-            self.counters['slots_replaced'] += 1
+            # Only then take another: a buffer that is used again at once is still in the cache.
+            self._at = (self._at + 1) % len(self._slots)
+            if self._references() > self._idle:
+                self._slots[self._at] = _slot(self._bytes)
+                self.counters['slots_replaced'] += 1
         _, buffer, readable = self._slots[self._at]
         size = channel.recv_into(buffer, timeout_ms)
         if size is None:
@@ -240,7 +243,6 @@ class Inbox:
                 f'{channel.name}: a message of {size} B was lost, the receive buffers were smaller'
             )
             return None
-        self._at = (self._at + 1) % len(self._slots)
         return readable[:size]
 
     def _references(self) -> int:

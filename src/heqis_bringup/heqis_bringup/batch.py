@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`heqis batch`: the decisions of a data set and a bundle without any graph, and their digest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from heqis_core.batch import decide_all
+from heqis_core.bundle import Bundle
+from heqis_core.decision import Action, Decisions
+from heqis_core.digest import signals_digest
+from heqis_core.errors import ConfigError
+from heqis_core.io.journal import Journal
+from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.source import Source, SourceConfig, open_source
+from heqis_supervisor.risk_gate import RiskGate
+
+COMMIT_FRAMES = 256
+_EXAMPLES = """examples:
+  heqis batch --data prices/ --bundle output/bundles/ID
+  heqis batch --symbols 8 --seed 7 --limit 2000 --bundle output/bundles/ID --json
+  heqis batch --data prices/ --bundle output/bundles/ID --journal batch.sqlite
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `batch` to the subcommands of `heqis`."""
+    parser = subparsers.add_parser(
+        'batch',
+        help='decide a whole data set without a graph',
+        description='Run bars through pipeline, generators, strategy and risk gate in one loop. '
+        'The digest equals that of a graph that streamed the same bars with the same bundle.',
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--bundle', metavar='DIR', type=Path, required=True)
+    add('--data', metavar='PATH', help='CSV or Parquet, a file or a folder; default: simulator')
+    add('--symbols', metavar='N', type=int, default=8, help='of the simulator; default 8')
+    add('--seed', metavar='N', type=int, default=7, help='of the simulator; default 7')
+    add(
+        '--limit',
+        metavar='N',
+        type=int,
+        help='event times to simulate, with those of the training',
+    )
+    add('--stream', default='daily', help="name in the decisions' keys; default %(default)s")
+    add('--journal', metavar='FILE', type=Path, help='keep the decisions in a journal')
+    add('--json', action='store_true', help='end with one line of JSON')
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decide, print a summary; return 0."""
+    console = Console(highlight=False, stderr=args.json)
+    bundle = Bundle.load(args.bundle)
+    bundle.verify_golden(OrtEngine)
+    source = _source(args)
+    gate = RiskGate(clock='event')
+    made: list[Decisions] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task('deciding', total=source.total)
+        for decisions in decide_all(bundle, source, _load_engine, stream=args.stream):
+            made.append(gate.judge(decisions))
+            progress.advance(task)
+    if args.journal is not None:
+        _keep(args.journal, made)
+    result = _result(args, bundle, source, made)
+    console.print(_summary(result))
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _source(args: argparse.Namespace) -> Source:
+    if args.data is None and not args.limit:
+        raise ConfigError('a simulated batch needs --limit; or give --data')
+    kind = 'file' if args.data else 'simulator'
+    return open_source(
+        SourceConfig(
+            kind=kind,
+            path=args.data or '',
+            symbols=args.symbols,
+            seed=args.seed,
+            limit=args.limit,
+        )
+    )
+
+
+def _load_engine(path: Path) -> OrtEngine:
+    engine = OrtEngine()
+    engine.load(path)
+    return engine
+
+
+def _keep(path: Path, made: list[Decisions]) -> None:
+    with Journal.open(path) as journal:
+        for start in range(0, len(made), COMMIT_FRAMES):
+            journal.commit(made[start : start + COMMIT_FRAMES])
+
+
+def _result(
+    args: argparse.Namespace, bundle: Bundle, source: Source, made: list[Decisions]
+) -> dict[str, Any]:
+    codes = np.concatenate([d.action for d in made]) if made else np.zeros(0, np.uint8)
+    actions = Counter({action.name: int((codes == action).sum()) for action in Action})
+    return {
+        'bundle': {'id': bundle.bundle_id, 'path': str(args.bundle)},
+        'symbols': list(source.symbols),
+        'bars_rejected': sum(source.counts.values()),
+        'frames': len(made),
+        'decisions': len(codes),
+        'signals': actions['BUY'] + actions['SELL'],
+        'actions': dict(actions),
+        'signals_digest': signals_digest(lambda: made),
+    }
+
+
+def _summary(result: dict[str, Any]) -> Table:
+    table = Table(title=f'batch of bundle {result["bundle"]["id"]}', show_header=False)
+    rows = {
+        'symbols': ' '.join(result['symbols'][:12])
+        + (' …' if len(result['symbols']) > 12 else ''),
+        'frames': result['frames'],
+        'bars refused': result['bars_rejected'],
+        'decisions': ', '.join(f'{n} {name}' for name, n in result['actions'].items()),
+        'digest': result['signals_digest'],
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of cleaning: no broken bar gets through, every refusal has one reason, live equals batch."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from heqis_core.bars import BAR_FIELDS, BarBlock, BarStatus
+from heqis_core.clean import (
+    BlockCleaner,
+    CleaningReport,
+    Fault,
+    RejectedRow,
+    clean_rows,
+    find_duplicates,
+)
+from heqis_core.errors import ConfigError
+
+NAN, INF = float('nan'), float('inf')
+GOOD = [10.0, 11.0, 9.0, 10.5, 1000.0, 10500.0]
+
+ODD = st.sampled_from([NAN, INF, -INF, 0.0, -0.0, -1.0, 5e-324, 1.0, 2.0, 3.0, 1e300])
+ROWS = hnp.arrays(np.float64, st.tuples(st.just(6), st.integers(0, 30)), elements=ODD)
+
+
+def row(**cells: float) -> npt.NDArray[np.float64]:
+    """Return one good row, float64 (6, 1), with some of its cells changed."""
+    values = np.array(GOOD)
+    for name, value in cells.items():
+        values[BAR_FIELDS.index(name)] = value
+    return values[:, None]
+
+
+@pytest.mark.parametrize(
+    ('cells', 'reason', 'field'),
+    [
+        ({'open': INF}, 'not_a_number', 'open'),
+        ({'amount': -INF}, 'not_a_number', 'amount'),
+        ({'close': NAN}, 'missing_price', 'close'),
+        ({'low': 0.0}, 'not_positive', 'low'),
+        ({'open': -3.0}, 'not_positive', 'open'),
+        ({'high': 8.0, 'open': 8.5, 'close': 8.5}, 'high_below_low', 'high'),
+        ({'open': 11.01}, 'outside_range', 'open'),
+        ({'close': 8.99}, 'outside_range', 'close'),
+        ({'volume': -1.0}, 'negative_volume', 'volume'),
+        ({'amount': -1.0}, 'negative_amount', 'amount'),
+        # the first broken rule is the reason
+        ({'open': NAN, 'low': -1.0}, 'missing_price', 'open'),
+    ],
+)
+def test_each_broken_rule_has_its_reason_and_field(
+    cells: dict[str, float], reason: str, field: str
+) -> None:
+    verdict = clean_rows(row(**cells))
+    assert not verdict.valid[0]
+    assert Fault(int(verdict.fault[0])).label == reason
+    assert BAR_FIELDS[verdict.field[0]] == field
+
+
+@pytest.mark.parametrize(
+    'cells',
+    [{}, {'volume': NAN}, {'amount': NAN}, {'volume': 0.0, 'amount': 0.0}, {'open': 11.0, 'close': 9.0}],
+)
+def test_good_rows_pass(cells: dict[str, float]) -> None:
+    assert clean_rows(row(**cells)).valid.all()
+
+
+def test_volume_is_needed_where_it_is_asked_for() -> None:
+    verdict = clean_rows(row(volume=NAN), needs_volume=np.array([True]))
+    assert Fault(int(verdict.fault[0])) is Fault.MISSING_VOLUME
+
+
+def test_text_counts_as_not_a_number_and_not_as_missing() -> None:
+    text = np.zeros((6, 1), np.bool_)
+    text[BAR_FIELDS.index('high')] = True
+    verdict = clean_rows(row(high=NAN), text=text)
+    assert Fault(int(verdict.fault[0])) is Fault.NOT_A_NUMBER
+    assert BAR_FIELDS[verdict.field[0]] == 'high'
+
+
+@given(ROWS)
+def test_no_invalid_bar_ever_gets_through(values: npt.NDArray[np.float64]) -> None:
+    verdict = clean_rows(values)
+    assert (verdict.valid == (verdict.fault == 0)).all()
+    for (opened, high, low, close, volume, amount), valid in zip(
+        values.T.tolist(), verdict.valid, strict=True
+    ):
+        prices_fit = 0 < low <= opened <= high < INF and low <= close <= high
+        extras_fit = all(np.isnan(extra) or 0 <= extra < INF for extra in (volume, amount))
+        assert valid == (prices_fit and extras_fit)
+
+
+@given(ROWS, st.randoms(use_true_random=False))
+def test_rows_are_judged_each_on_its_own(values: npt.NDArray[np.float64], random: Random) -> None:
+    order = list(range(values.shape[1]))
+    random.shuffle(order)
+    assert (clean_rows(values).fault[order] == clean_rows(values[:, order]).fault).all()
+
+
+def test_the_same_row_again_is_a_duplicate_and_the_first_stays() -> None:
+    values = np.repeat(row(amount=NAN), 3, axis=1)
+    fault = find_duplicates(np.array([7, 3, 7]), values)
+    assert fault.tolist() == [0, 0, Fault.DUPLICATE]
+
+
+def test_of_rows_that_differ_none_stays() -> None:
+    values = np.repeat(row(), 4, axis=1)
+    values[BAR_FIELDS.index('close'), 2] = 10.6
+    fault = find_duplicates(np.array([7, 3, 7, 7]), values)
+    conflict = Fault.CONFLICTING_DUPLICATE
+    assert fault.tolist() == [conflict, 0, conflict, conflict]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([1.0, 2.0, NAN])), max_size=20),
+    st.randoms(use_true_random=False),
+)
+def test_what_stays_of_duplicates_does_not_depend_on_the_order(
+    rows: list[tuple[int, float]], random: Random
+) -> None:
+    def staying(some: list[tuple[int, float]]) -> list[tuple[int, str]]:
+        values = np.tile(np.array([value for _, value in some]), (6, 1))
+        fault = find_duplicates(np.array([key for key, _ in some], np.int64), values)
+        return sorted((some[i][0], str(some[i][1])) for i in np.flatnonzero(fault == 0))
+
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    kept = staying(rows)
+    assert kept == staying(shuffled)
+    by_key: dict[int, set[str]] = {}
+    for key, value in rows:
+        by_key.setdefault(key, set()).add(str(value))
+    assert kept == sorted((key, *seen) for key, seen in by_key.items() if len(seen) == 1)
+
+
+def block(event_ns: int, values: npt.NDArray[np.float64], status: list[int]) -> BarBlock:
+    """Return a block of the symbols A, B, ..."""
+    names = tuple('ABCDEF'[: len(status)])
+    return BarBlock(event_ns, names, values, np.array(status, np.uint8))
+
+
+def test_clean_blocks_pass_untouched() -> None:
+    cleaner = BlockCleaner(2)
+    values = np.repeat(row(), 2, axis=1)
+    values[:, 1] = NAN
+    given_block = block(10, values, [BarStatus.VALID, BarStatus.SUSPENDED])
+    assert cleaner.clean(given_block) is given_block
+    assert cleaner.counts == {}
+
+
+def test_a_bad_bar_of_a_block_is_rejected_and_its_neighbour_stays() -> None:
+    cleaner = BlockCleaner(2)
+    values = np.repeat(row(), 2, axis=1)
+    values[BAR_FIELDS.index('low'), 0] = -1.0
+    cleaned = cleaner.clean(block(10, values, [1, 1]))
+    assert cleaned.status.tolist() == [BarStatus.REJECTED, BarStatus.VALID]
+    assert np.isnan(cleaned.values[:, 0]).all()
+    assert (cleaned.values[:, 1] == GOOD).all()
+    assert values[BAR_FIELDS.index('low'), 0] == -1.0
+    assert cleaner.counts == {'not_positive': 1}
+
+
+def test_late_and_repeated_bars_are_refused_symbol_by_symbol() -> None:
+    cleaner = BlockCleaner(2)
+    values = np.repeat(row(), 2, axis=1)
+    cleaner.clean(block(10, values, [1, 0]))
+    assert cleaner.clean(block(10, values, [1, 1])).status.tolist() == [3, 1]
+    assert cleaner.clean(block(9, values, [1, 1])).status.tolist() == [3, 3]
+    assert cleaner.clean(block(11, values, [1, 1])).status.tolist() == [1, 1]
+    assert cleaner.counts == {'duplicate': 1, 'out_of_order': 2}
+
+
+def test_a_refused_bar_does_not_move_the_clock() -> None:
+    cleaner = BlockCleaner(1)
+    cleaner.clean(block(50, row(low=-1.0), [1]))
+    assert cleaner.clean(block(20, row(), [1])).status.tolist() == [BarStatus.VALID]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), ODD, ODD), min_size=1, max_size=12), st.integers(0, 12)
+)
+def test_a_cleaner_goes_on_from_its_saved_state(
+    bars: list[tuple[int, float, float]], cut: int
+) -> None:
+    def blocks() -> list[BarBlock]:
+        return [block(t, np.hstack([row(open=a), row(volume=b)]), [1, 1]) for t, a, b in bars]
+
+    whole = BlockCleaner(2)
+    expected = [whole.clean(one).status.tolist() for one in blocks()]
+    first, second = BlockCleaner(2), BlockCleaner(2)
+    statuses = [first.clean(one).status.tolist() for one in blocks()[:cut]]
+    second.load(json.loads(json.dumps(first.save())))
+    statuses += [second.clean(one).status.tolist() for one in blocks()[cut:]]
+    assert statuses == expected
+    assert second.counts == whole.counts
+
+
+def test_state_of_other_symbols_is_refused() -> None:
+    with pytest.raises(ConfigError, match='is of 2 symbols, this stream has 3'):
+        BlockCleaner(3).load(BlockCleaner(2).save())
+
+
+def test_report_counts_by_reason() -> None:
+    report = CleaningReport()
+    report.reject([RejectedRow('a.csv', 2, 'A', 'duplicate', 'date', '20240102')])
+    report.reject([RejectedRow('b.csv', n, 'B', 'bad_date', 'date', 'x') for n in (3, 4)])
+    assert report.counts == {'duplicate': 1, 'bad_date': 2}
+    assert [one.line for one in report.rejected] == [2, 3, 4]

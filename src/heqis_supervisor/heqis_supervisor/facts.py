@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the policy sees, remembers and asks for: plain immutable data without any decision.
+
+Times are monotonic seconds. `policy.py` makes these, `health.py` reads them for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from heqis_core.control import (
+    FromAgent,
+    Kill,
+    Level,
+    NodeState,
+    ProcessBeat,
+    Transit,
+    Transition,
+)
+
+
+class Step(IntEnum):
+    """The recovery ladder: the highest step that applies to a node or process wins."""
+
+    NONE = 0
+    WARN = 1
+    HOLD_OUTPUT = 2
+    RESTART_NODE = 3
+    RESTART_PROCESS = 4
+    SOFT_REBOOT = 5
+    HARD_RESET = 6
+    SAFE_LATCH = 7
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What became known since the last update.
+
+    Attributes:
+        messages: what the agents said, in order.
+        unsent: ids of commands that no agent took.
+        cleared: nodes and `board/process` whose latch a person cleared; `*` means all.
+    """
+
+    messages: tuple[FromAgent, ...] = ()
+    unsent: tuple[int, ...] = ()
+    cleared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """Action: send this to the agent of a board."""
+
+    board: str
+    message: Transit | Kill
+
+
+@dataclass(frozen=True)
+class Note:
+    """Action: publish this event."""
+
+    level: Level
+    kind: str
+    subject: str
+    text: str
+
+
+Action = Command | Note
+
+
+@dataclass(frozen=True)
+class Running:
+    """A transition that was asked for and not answered yet."""
+
+    id: int
+    transition: Transition
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class NodeMind:
+    """What is known of one node.
+
+    Attributes:
+        full_name: as it calls itself, with namespace; empty until it was heard of.
+        state: believed lifecycle state.
+        since_s: since when.
+        spin_count, spin_moved_s: proof that its executor runs, and when it last moved.
+        progress, progress_moved_s: work done, and when it last moved or nothing was pending.
+        pending, info: as it says.
+        running: the transition in flight.
+        expect, expect_by_s: state that the last transition must show by then.
+        was_active: it has been active in this start of its process.
+        reset: it must go through cleanup before it is tried again.
+        failures, retry_s: in a row, and not before when the next attempt.
+        latched: why nothing is tried any more; empty if not.
+        step, reason: verdict of the last update; the reason is empty if all is well.
+        waits_for: nodes it depends on that are not well.
+    """
+
+    full_name: str = ''
+    state: NodeState = NodeState.UNKNOWN
+    since_s: float = 0.0
+    spin_count: int = -1
+    spin_moved_s: float = 0.0
+    progress: int = 0
+    progress_moved_s: float = 0.0
+    pending: int = 0
+    info: str = ''
+    running: Running | None = None
+    expect: NodeState | None = None
+    expect_by_s: float = 0.0
+    was_active: bool = False
+    reset: bool = False
+    failures: int = 0
+    retry_s: float = 0.0
+    latched: str = ''
+    step: Step = Step.NONE
+    reason: str = ''
+    waits_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Killing:
+    """A kill that was asked for: of which start, by when its effect must show, and whether it did not."""
+
+    id: int
+    start_id: int
+    deadline_s: float
+    confirmed: bool = False
+    missed: bool = False
+
+
+@dataclass(frozen=True)
+class ProcessMind:
+    """What is known of one process.
+
+    Attributes:
+        beat: its last heartbeat.
+        heard_s: when that came.
+        began_s: when this start was first heard of.
+        births: when new starts were first heard of, within the window of the rule.
+        restarts: starts after the first, as far as anyone has seen.
+        killing: the kill in flight.
+        kills, retry_s: kills without effect in a row, and not before when the next.
+        trouble: lost, hung, stuck or finalized; empty if none.
+        latched: why nothing is tried any more; empty if not.
+        step, reason: verdict of the last update.
+    """
+
+    beat: ProcessBeat | None = None
+    heard_s: float = 0.0
+    began_s: float = 0.0
+    births: tuple[float, ...] = ()
+    restarts: int = 0
+    killing: Killing | None = None
+    kills: int = 0
+    retry_s: float = 0.0
+    trouble: str = ''
+    latched: str = ''
+    step: Step = Step.NONE
+    reason: str = ''
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the policy remembers.
+
+    Attributes:
+        time_s: of the last update.
+        since_s: of the first.
+        boards: when the agent of each board was last heard.
+        processes: by `board/process`.
+        nodes: by name.
+        hold: output must be held.
+        next_id: of the next command.
+        strangers: processes heard of that no rule names.
+    """
+
+    time_s: float
+    since_s: float
+    boards: Mapping[str, float]
+    processes: Mapping[str, ProcessMind]
+    nodes: Mapping[str, NodeMind]
+    hold: bool = False
+    next_id: int = 1
+    strangers: frozenset[str] = frozenset()

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watchdog policy: a pure `update(rules, time, state, facts) -> (state, actions)`.
+
+No clock, no I/O. Nodes are brought to ACTIVE, dependencies first; a process that is lost, hung
+or stuck is killed (launch starts it again); what fails waits longer each time, and after too
+many failures is latched until a person clears it. Only what failed is touched: nodes that wait
+for it stay. Start and recovery are one path: the first update takes the world as it finds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from heqis_core.control import (
+    Kill,
+    Level,
+    NodeState,
+    Transit,
+    Transition,
+)
+from heqis_supervisor.facts import (
+    Action,
+    Command,
+    Facts,
+    Killing,
+    NodeMind,
+    ProcessMind,
+    Running,
+    State,
+    Step,
+)
+from heqis_supervisor.hearing import AGENT_LEASE_S, SETTLE_S, Turn
+from heqis_supervisor.rules import NodeRule, ProcessRule, Rules
+
+ANSWER_S = 2.0
+"""How much later than its time-out the answer to a command may come."""
+KILL_ANSWER_S = 2.0
+DEPTH_S = 1.0
+UNSEEN_S = 3.0
+"""Time for a process to name its nodes."""
+
+
+NOT_BACK = 'killed, and nobody started it again; is respawn set in the launch file?'
+
+
+def initial(rules: Rules, time_s: float) -> State:
+    """Return the state of a supervisor that knows nothing yet."""
+    return State(
+        time_s=time_s,
+        since_s=time_s,
+        boards={},
+        processes={key: ProcessMind() for key in rules.processes},
+        nodes={name: NodeMind() for name in rules.nodes},
+    )
+
+
+def update(
+    rules: Rules, time_s: float, state: State, facts: Facts
+) -> tuple[State, tuple[Action, ...]]:
+    """Take facts in and return the new state and what is to be done now.
+
+    `time_s` is monotonic and never goes back. Every command carries an id of its own; what became
+    of it comes back as a Result in later facts, as an effect in the heartbeats, or as
+    `facts.unsent`.
+    """
+    turn = Turn(rules, time_s, state)
+    turn.stop_clocks()
+    for message in facts.messages:
+        turn.hear(message)
+    _take_back(turn, facts.unsent)
+    _clear(turn, facts.cleared)
+    _judge_boards(turn)
+    for key, rule in rules.processes.items():
+        _judge_process(turn, key, rule)
+    for node_rule in rules.nodes.values():
+        _judge_node(turn, node_rule)
+    for key, rule in rules.processes.items():
+        _plan(turn, key, rule)
+    hold = _hold(turn)
+    after = State(
+        time_s=time_s,
+        since_s=state.since_s,
+        boards=turn.boards,
+        processes=turn.processes,
+        nodes=turn.nodes,
+        hold=hold,
+        next_id=turn.next_id,
+        strangers=frozenset(turn.strangers),
+    )
+    return after, tuple(turn.actions)
+
+
+# --- answers of people and of the link ---
+
+
+def _take_back(turn: Turn, unsent: tuple[int, ...]) -> None:
+    for name, mind in list(turn.nodes.items()):
+        if mind.running is not None and mind.running.id in unsent:
+            turn.set_node(name, running=None, retry_s=turn.now + 0.2)
+    for key, process in list(turn.processes.items()):
+        if process.killing is not None and process.killing.id in unsent:
+            turn.set_process(key, killing=None, retry_s=turn.now + 0.2)
+
+
+def _clear(turn: Turn, cleared: tuple[str, ...]) -> None:
+    everything = '*' in cleared
+    for name, mind in list(turn.nodes.items()):
+        if mind.latched and (everything or name in cleared):
+            turn.set_node(name, latched='', failures=0, retry_s=0.0)
+            turn.note(Level.INFO, 'cleared', name, 'cleared by a person')
+    for key, process in list(turn.processes.items()):
+        if process.latched and (everything or key in cleared):
+            turn.set_process(key, latched='', kills=0, births=(), retry_s=0.0)
+            turn.note(Level.INFO, 'cleared', key, 'cleared by a person')
+
+
+def _judge_boards(turn: Turn) -> None:
+    for board in turn.rules.boards:
+        heard = turn.before.boards.get(board)
+        was_heard = heard is not None and turn.before.time_s - heard <= AGENT_LEASE_S
+        if was_heard and not turn.board_heard(board):
+            text = 'no word from its agent: processes there can be neither watched nor helped'
+            turn.note(Level.ERROR, 'agent_lost', board, text)
+
+
+# --- processes: lost, hung, restarting without end ---
+
+
+def _judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
+    mind = turn.processes[key]
+    if mind.beat is None:
+        _judge_absent(turn, key, rule)
+        return
+    _settle_commands(turn, rule)
+    mind = _check_kill(turn, key)
+    trouble = mind.trouble
+    busy = any(_busy(turn, turn.rules.nodes[name]) for name in rule.nodes)
+    silent = turn.now - mind.heard_s
+    if silent > (rule.busy_lease_s if busy else rule.lease_s):
+        trouble = trouble if trouble.startswith('lost') else f'lost: silent for {silent:.1f} s'
+    elif trouble.startswith('lost'):
+        trouble = ''  # it speaks again
+        turn.note(Level.WARN, 'process_back', key, 'speaks again, it was only slow')
+    if not trouble.startswith('lost'):
+        trouble = _hung(turn, rule, busy)
+    if trouble and not mind.trouble:
+        kind = 'process_lost' if trouble.startswith('lost') else 'process_hung'
+        turn.note(Level.ERROR, kind, key, trouble)
+    mind = turn.set_process(key, trouble=trouble, step=Step.NONE, reason='')
+    if len(mind.births) > rule.restarts_max and not mind.latched:
+        why = f'{len(mind.births)} starts within {rule.restarts_window_s:g} s; last: {trouble}'
+        turn.latch_process(key, why.removesuffix('; last: '))
+
+
+def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
+    waited = turn.now - turn.before.since_s
+    late = waited > rule.respawn_s
+    reason = 'has not reported in yet'
+    if late:
+        reason = f'never reported in; is it in the launch file of board {rule.board}?'
+    if late and turn.processes[key].reason != reason:
+        turn.note(Level.ERROR, 'process_missing', key, reason)
+    turn.set_process(key, step=Step.WARN, reason=reason)
+
+
+def _settle_commands(turn: Turn, rule: ProcessRule) -> None:
+    for name in rule.nodes:
+        running = turn.nodes[name].running
+        if running is not None and turn.now > running.deadline_s:
+            turn.set_node(name, running=None)
+            turn.failed(name, f'{running.transition.value}: no answer in time')
+
+
+def _check_kill(turn: Turn, key: str) -> ProcessMind:
+    mind = turn.processes[key]
+    killing = mind.killing
+    if killing is None or turn.now <= killing.deadline_s:
+        return mind
+    if not killing.confirmed:
+        turn.kill_failed(key, 'the agent did not answer the order to kill it')
+    elif turn.now - mind.heard_s < SETTLE_S:
+        turn.kill_failed(key, 'said to be killed, but it still sends heartbeats')
+    elif not killing.missed:
+        turn.set_process(key, killing=replace(killing, missed=True))
+        turn.note(Level.ERROR, 'process_missing', key, NOT_BACK)
+    return turn.processes[key]
+
+
+def _busy(turn: Turn, rule: NodeRule) -> bool:
+    """Whether a transition runs, ours or one that was found running, and may still do so."""
+    mind = turn.nodes[rule.name]
+    if mind.running is not None:
+        return True
+    return mind.state == NodeState.TRANSITIONING and turn.now - mind.since_s < rule.configure_s
+
+
+def _hung(turn: Turn, rule: ProcessRule, busy: bool) -> str:
+    seen = [turn.nodes[name] for name in rule.nodes if turn.nodes[name].full_name]
+    if busy:
+        for name in rule.nodes:
+            turn.set_node(name, spin_moved_s=turn.now)
+        return ''
+    if not seen:
+        return ''
+    still = turn.now - max(node.spin_moved_s for node in seen)
+    return f'hung: its executor stands still for {still:.1f} s' if still > rule.hang_s else ''
+
+
+# --- nodes: stuck, waiting, latched ---
+
+
+def healthy(turn: Turn, name: str) -> bool:
+    """Whether others may rely on a node now."""
+    rule, mind = turn.rules.nodes[name], turn.nodes[name]
+    process = turn.processes[f'{rule.board}/{rule.process}']
+    fine = not process.trouble and not process.latched and turn.board_heard(rule.board)
+    return fine and mind.state == NodeState.ACTIVE and mind.step == Step.NONE
+
+
+def _judge_node(turn: Turn, rule: NodeRule) -> None:
+    """Judge one node; those it depends on have been judged before."""
+    mind = turn.nodes[rule.name]
+    key = f'{rule.board}/{rule.process}'
+    process = turn.processes[key]
+    broken = tuple(other for other in rule.depends_on if not healthy(turn, other))
+    step, reason = Step.NONE, ''
+    if process.latched or mind.latched:
+        step, reason = Step.SAFE_LATCH, process.latched or mind.latched
+    elif process.trouble or process.beat is None:
+        step = Step.RESTART_PROCESS if process.trouble else Step.WARN
+        reason = process.trouble or process.reason
+    elif not turn.board_heard(rule.board):
+        step, reason = Step.WARN, f'no word from the agent of board {rule.board}'
+    elif not mind.full_name:
+        step, reason = Step.WARN, 'has not reported in yet'
+        if turn.now - process.began_s > UNSEEN_S:
+            reason = f'process {key} has no node of this name'
+    elif mind.state == NodeState.FINALIZED:
+        step, reason = Step.RESTART_PROCESS, 'is finalized; only a new process can bring it back'
+        turn.set_process(key, trouble=f'{rule.name} {reason}')
+        if mind.reason != reason:
+            turn.note(Level.ERROR, 'node_finalized', rule.name, reason)
+    elif mind.state != NodeState.ACTIVE:
+        step = Step.RESTART_NODE if mind.failures else Step.WARN
+        reason = mind.info if mind.failures else f'is {mind.state.name}'
+    else:
+        step, reason = _judge_active(turn, rule, broken)
+    turn.set_node(rule.name, step=step, reason=reason, waits_for=broken)
+
+
+def _judge_active(turn: Turn, rule: NodeRule, broken: tuple[str, ...]) -> tuple[Step, str]:
+    mind = turn.nodes[rule.name]
+    if mind.failures and turn.now - mind.since_s > rule.stable_s:
+        turn.set_node(rule.name, failures=0)
+    if broken or turn.before.hold:
+        # Input waits because somebody else, or nobody, takes it: no fault of this node.
+        turn.set_node(rule.name, progress_moved_s=turn.now)
+        return Step.NONE, ''
+    still = turn.now - mind.progress_moved_s
+    # What hangs on a stuck node stands still too, and must not be found first.
+    if mind.pending == 0 or still <= rule.progress_s + rule.depth * DEPTH_S:
+        return Step.NONE, ''
+    reason = f'stuck: {mind.pending} units wait and nothing was done for {still:.0f} s'
+    if not mind.reason.startswith('stuck'):
+        turn.note(Level.ERROR, 'node_stuck', rule.name, reason)
+    if rule.on_stuck == 'warn' or not rule.managed:
+        return Step.WARN, reason
+    turn.set_process(f'{rule.board}/{rule.process}', trouble=f'{rule.name} is {reason}')
+    return Step.RESTART_PROCESS, reason
+
+
+def _hold(turn: Turn) -> bool:
+    latched = [r.name for r in turn.rules.nodes.values() if r.hold_output and _given_up(turn, r)]
+    if latched and not turn.before.hold:
+        turn.note(Level.ERROR, 'hold', ', '.join(latched), 'all output is held')
+    elif turn.before.hold and not latched:
+        turn.note(Level.INFO, 'hold', '', 'output is no longer held')
+    return bool(latched)
+
+
+def _given_up(turn: Turn, rule: NodeRule) -> bool:
+    process = turn.processes[f'{rule.board}/{rule.process}']
+    return bool(process.latched or turn.nodes[rule.name].latched)
+
+
+# --- what to do ---
+
+
+def _plan(turn: Turn, key: str, rule: ProcessRule) -> None:
+    mind = turn.processes[key]
+    if mind.beat is None or not turn.board_heard(rule.board):
+        return
+    if mind.latched:
+        turn.set_process(key, step=Step.SAFE_LATCH, reason=mind.latched)
+    elif mind.trouble:
+        missed = mind.killing is not None and mind.killing.missed
+        reason = f'{mind.trouble}; {NOT_BACK}' if missed else mind.trouble
+        turn.set_process(key, step=Step.RESTART_PROCESS, reason=reason)
+        _plan_kill(turn, key, rule)
+    elif not any(turn.nodes[name].running for name in rule.nodes):
+        _plan_transition(turn, rule)
+
+
+def _plan_kill(turn: Turn, key: str, rule: ProcessRule) -> None:
+    mind = turn.processes[key]
+    if mind.killing is not None or turn.now < mind.retry_s or not rule.kill:
+        return
+    beat = mind.beat
+    assert beat is not None
+    order = Kill(turn.next_id, rule.name, beat.pid, beat.start_id, beat.boot_id, beat.proc_start)
+    killing = Killing(turn.next_id, beat.start_id, turn.now + KILL_ANSWER_S)
+    turn.set_process(key, killing=killing)
+    turn.next_id += 1
+    turn.actions.append(Command(rule.board, order))
+    for name in rule.nodes:
+        turn.set_node(name, running=None, expect=None)
+
+
+def _plan_transition(turn: Turn, rule: ProcessRule) -> None:
+    # One at a time in a process: its nodes share one executor.
+    for node in turn.rules.nodes.values():
+        if node.name not in rule.nodes or not node.managed:
+            continue
+        transition = _next_transition(turn, node)
+        if transition is None:
+            continue
+        timeout = node.transition_s
+        if transition == Transition.CONFIGURE:
+            timeout = node.configure_s
+        order = Transit(
+            turn.next_id, turn.nodes[node.name].full_name, transition, int(timeout * 1000)
+        )
+        deadline = turn.now + timeout + ANSWER_S
+        turn.set_node(node.name, running=Running(turn.next_id, transition, deadline))
+        turn.next_id += 1
+        turn.actions.append(Command(rule.board, order))
+        return
+
+
+def _next_transition(turn: Turn, rule: NodeRule) -> Transition | None:
+    mind = turn.nodes[rule.name]
+    if mind.latched or turn.now < mind.retry_s or not mind.full_name:
+        return None
+    if mind.state == NodeState.UNCONFIGURED:
+        return Transition.CONFIGURE
+    if mind.state == NodeState.INACTIVE:
+        if mind.reset:
+            return Transition.CLEANUP
+        if not mind.waits_for:
+            return Transition.ACTIVATE
+    return None
