@@ -25,6 +25,7 @@ OFFERED_BY = {
     'up': ('heqis_bringup', 'start the nodes of a board, or of both'),
     'demo': ('heqis_bringup', 'train, start both boards and watch them work'),
     'doctor': ('heqis_bringup', 'say what is installed, what would be used, what is missing'),
+    'keys': ('heqis_bringup', 'make the CURVE key pair of a board'),
     'batch': ('heqis_bringup', 'the decisions of a bundle on a data set, without any graph'),
     'train': ('heqis_training', 'train a model and export it as a bundle (workstation)'),
 }

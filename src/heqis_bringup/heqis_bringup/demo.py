@@ -21,6 +21,7 @@ from rich.live import Live
 
 from heqis_bringup import report as reports
 from heqis_bringup.ament import find_share
+from heqis_bringup.course import Course, expected_nodes
 from heqis_bringup.demo_setup import (
     DataChoice,
     choose_domain,

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from heqis_bringup import probes
 from heqis_bringup.ament import find_executable, find_prefix
@@ -100,9 +101,7 @@ def as_table(findings: list[Finding]) -> Table:
         text = item.detail + (f'\n-> {item.fix}' if item.fix else '')
         head = item.section if item.section != section else ''
         section = item.section
-        table.add_row(
-            head, item.name, f'[{_STYLES[item.status] or "default"}]{item.status}[/]', text
-        )
+        table.add_row(head, item.name, Text(item.status, _STYLES[item.status]), Text(text))
     return table
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`heqis keys`: make the CURVE key pair of a board. What the keys guard is in `io.zmq_security`."""
+"""`heqis keys`: make the CURVE key pair of a board; its use is in `io.zmq_security`."""
 
 from __future__ import annotations
 

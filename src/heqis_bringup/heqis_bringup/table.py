@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -71,7 +72,7 @@ def plain_line(state: GraphState, screen: Screen, now_s: float) -> str:
 
 
 def _flow(state: GraphState) -> Table:
-    table = Table('flow', 'count', title_justify='left')
+    table = _table('flow', 'count')
     table.columns[1].justify = 'right'
     for label, counter, nodes in _FLOW:
         value = state.total(counter, *nodes)
@@ -81,7 +82,7 @@ def _flow(state: GraphState) -> Table:
 
 
 def _latency(state: GraphState) -> Table:
-    table = Table('to stage', 'p50 ms', 'p99 ms')
+    table = _table('to stage', 'p50 ms', 'p99 ms')
     for column in table.columns[1:]:
         column.justify = 'right'
     for name, (p50, p99) in state.latency_us().items():
@@ -93,14 +94,16 @@ def _latency(state: GraphState) -> Table:
 
 
 def _news(state: GraphState) -> Table:
-    table = Table('last signals', '', 'score')
+    table = _table('last signals', '', 'score')
     for symbol, action, score in list(state.signals)[-8:]:
-        table.add_row(symbol, action, f'{score:+.3f}', style='green' if action == 'BUY' else 'red')
+        table.add_row(
+            Text(symbol), action, f'{score:+.3f}', style='green' if action == 'BUY' else 'red'
+        )
     return table
 
 
 def _nodes(state: GraphState, screen: Screen, now_s: float) -> Table:
-    table = Table('board', 'node', 'state', 'pid', 'restarts', 'waiting', 'says')
+    table = _table('board', 'node', 'state', 'pid', 'restarts', 'waiting', 'says')
     for view in sorted(state.nodes.values(), key=lambda v: (v.board != 'gateway', v.process)):
         state_name = view.state_name(now_s)
         process = process_of(view.name, view.process, screen.restarts)
@@ -121,6 +124,10 @@ def _nodes(state: GraphState, screen: Screen, now_s: float) -> Table:
 def process_of(node: str, process: str, known: Mapping[str, object]) -> str:
     """Return the runner's name of a node's process: the node's own where launch renamed it."""
     return node if node in known else process
+
+
+def _table(*headings: str) -> Table:
+    return Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _ms(us: float) -> str:

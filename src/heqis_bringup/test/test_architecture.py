@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arrows of the design that a list of packages cannot say (the others are in pyproject.toml, import-linter)."""
+"""The arrows of the design that import-linter's contracts in pyproject.toml cannot say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def modules(package: str) -> list[Path]:
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yield every imported module, wherever in the file, with its line; what only a type checker reads is left out."""
+    """Yield every imported module with its line; what only a type checker reads is left out."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith('TYPE_CHECKING'):
             for other in node.orelse:

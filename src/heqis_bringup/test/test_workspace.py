@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workspace's own files: manifests, requirements, licence headers, what is installed, what set-up says."""
+"""The workspace's own files: manifests, requirements, licences, what is installed, set-up."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ SRC = ROOT / 'src'
 PACKAGES = sorted(manifest.parent.name for manifest in SRC.glob('*/package.xml'))
 PYTHON_PACKAGES = sorted(setup.parent.name for setup in SRC.glob('*/setup.py'))
 ROLES = sorted(
-    file.stem for file in (ROOT / 'requirements').glob('*.txt') if file.stem != 'constraints'
+    file.stem
+    for file in (ROOT / 'requirements').glob('*.txt')
+    if file.stem not in ('constraints', 'numpy1')
 )
 
-# Keys that rosdep knows for Humble and Jazzy; a new one is looked up in rosdistro before it is added here.
+# Keys that rosdep knows for Humble and Jazzy: look a new one up in rosdistro first.
 ROSDEP_KEYS = {
     'ament_cmake',
     'builtin_interfaces',
@@ -50,13 +52,25 @@ ROSDEP_KEYS = {
 }
 # Module -> rosdep key. None: rosdep has no key, a requirements file brings it.
 KEY_OF_MODULE = {
-    'ament_index_python': 'rclpy', 'diagnostic_msgs': 'diagnostic_msgs', 'lifecycle_msgs': 'lifecycle_msgs',
-    'numba': 'python3-numba', 'numpy': 'python3-numpy', 'onnxruntime': 'python3-onnxruntime-pip',
-    'pandas': 'python3-pandas', 'psutil': 'python3-psutil', 'rcl_interfaces': 'rcl_interfaces', 'rclpy': 'rclpy',
-    'rich': 'python3-rich', 'std_msgs': 'std_msgs', 'torch': 'python3-torch', 'yaml': 'python3-yaml',
+    'ament_index_python': 'rclpy',
+    'diagnostic_msgs': 'diagnostic_msgs',
+    'lifecycle_msgs': 'lifecycle_msgs',
+    'msgspec': None,
+    'numba': 'python3-numba',
+    'numpy': 'python3-numpy',
+    'onnx': None,
+    'onnxruntime': 'python3-onnxruntime-pip',
+    'pandas': 'python3-pandas',
+    'psutil': 'python3-psutil',
+    'pyarrow': None,
+    'rcl_interfaces': 'rcl_interfaces',
+    'rclpy': 'rclpy',
+    'rich': 'python3-rich',
+    'std_msgs': 'std_msgs',
+    'torch': 'python3-torch',
+    'yaml': 'python3-yaml',
     'zmq': 'python3-zmq',
-    'msgspec': None, 'onnx': None, 'pyarrow': None,
-}  # fmt: skip
+}
 
 
 def manifest(package: str) -> Package:
@@ -149,6 +163,13 @@ def test_requirements_are_pinned_and_agree_with_the_constraints(role: str) -> No
         assert f'{name}=={version}' in constraints, f'{role}.txt: {pin}: run scripts/lock.sh'
 
 
+def test_stand_ins_for_numpy_1_replace_pins_of_the_same_names() -> None:
+    names = {pin.partition('==')[0] for pin in pins('constraints')}
+    stand_ins = pins('numpy1')
+    assert 'numpy==1.26.4' in stand_ins
+    assert {pin.partition('==')[0] for pin in stand_ins} <= names
+
+
 def test_constraints_are_exact() -> None:
     inexact = [
         pin for pin in pins('constraints') if not re.match(r'[a-z0-9._-]+==[\w.+]+( ;|$)', pin)
@@ -236,7 +257,7 @@ def test_the_subcommands_are_registered() -> None:
 
 @pytest.fixture
 def bare_machine(tmp_path: Path) -> dict[str, str]:
-    """Return the environment of a machine that has the basic tools and nothing that set-up asks for."""
+    """Return the environment of a machine without anything that set-up asks for."""
     tools = tmp_path / 'bin'
     tools.mkdir()
     for tool in (

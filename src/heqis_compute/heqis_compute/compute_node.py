@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compute node: frames from the link or the topic to the judge, decisions back the same way."""
+"""The compute node: frames from the link or topic to the judge, decisions back the same way."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ComputeNode(ManagedNode):
         self._judge: Judge | None = None
 
     def configure(self, params: Any) -> None:
-        """Verify the bundle, open this end of the link; refused with the reason if either cannot be."""
+        """Verify the bundle and open this end of the link, or refuse with the reason."""
         if not params.bundle:
             raise ConfigError(
                 'parameter bundle is empty: name the folder that `heqis train` printed'

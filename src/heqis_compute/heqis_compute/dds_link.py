@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compute end of the path on DDS: the same calls as the ZeroMQ link, on topics and a service.
 
-The node makes the ports and passes them in. Frames are taken by the executor's thread and handed to the
-worker through a bounded queue: policy drop, counted; what is dropped is a gap, and gaps are asked for again.
+The node makes the ports and passes them in. Frames are taken by the executor's thread and handed
+to
+the worker through a bounded queue: policy drop, counted; a drop is a gap, and gaps are asked for
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from heqis_ros.convert import decisions_to_msg, msg_to_frame, srv_to_reply
 
 
 class DdsLink:
-    """Frames from the `features` topic, decisions to `decisions/proposed`, questions to the gateway's service.
+    """Frames from a topic, decisions to a topic, questions to the gateway's service.
 
     Args:
         publish: sends a Decisions message; False if it could not.

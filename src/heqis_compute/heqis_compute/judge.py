@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the compute node does with arriving frames: order, warm, decide, answer again. Pure, one thread."""
+"""What the compute node does with frames: order, warm, decide, answer again. Pure, one thread."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class JudgeCounters:
     decided: int = 0
     warmed: int = 0
     foreign: int = 0
-    """Frames whose features were computed with another spec, scaler or encoder than the bundle's."""
+    """Frames whose spec, scaler or encoder is not the bundle's."""
     repeated: int = 0
     """Decisions sent again because the gateway had not heard of them."""
     decisions: int = 0
@@ -94,8 +94,8 @@ class Judge:
     def swap(self, bundle: Bundle) -> None:
         """Serve another bundle from the next frame on, with the windows as they are.
 
-        Raises EngineError if a generator cannot be loaded. The caller has verified the bundle and that
-        `same_features` holds.
+        Raises EngineError if a generator cannot be loaded. The caller has verified the bundle and
+        that `same_features` holds.
         """
         if self._decider is not None:
             new = Decider.of(bundle, self._decider.symbols, self.make_engine)
@@ -150,10 +150,11 @@ class Judge:
         if frame.features_id in self._features_ids:
             return True
         self.counters.foreign += 1
+        expected = ' or '.join(sorted(self._features_ids))
         self.foreign_text = (
-            f'frame {frame.seq} of stream {frame.stream!r} carries features {frame.features_id}, bundle '
-            f'{self.bundle.bundle_id} expects {" or ".join(sorted(self._features_ids))}: put the same bundle '
-            'on both boards'
+            f'frame {frame.seq} of stream {frame.stream!r} carries features {frame.features_id}, '
+            f'bundle {self.bundle.bundle_id} expects {expected}: '
+            'put the same bundle on both boards'
         )
         return False
 

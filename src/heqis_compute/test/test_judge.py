@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge: whatever happens to frames on the way, the decisions are those of a quiet run, each once."""
+"""Judge: whatever happens to frames on the way, the decisions are those of a quiet run."""
 
 from __future__ import annotations
 

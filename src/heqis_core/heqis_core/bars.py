@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bar is, and the bar block: one event time of S symbols, columnar, with a status for each symbol."""
+"""What a bar is, and the bar block: one event time of S symbols, columnar, each with a status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 BAR_FIELDS = ('open', 'high', 'low', 'close', 'volume', 'amount')
-"""Rows of `BarBlock.values`: prices in CNY (or the instrument's currency), volume in shares, amount in CNY."""
+"""Rows of `BarBlock.values`: prices and amount in CNY (or their currency), volume in shares."""
 
 OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(len(BAR_FIELDS))
 
@@ -38,8 +38,8 @@ class BarBlock:
     Attributes:
         event_time_ns: close of the bar, int64 ns UTC.
         symbols: S names, the same tuple object for every block of a stream.
-        values: float64 (6, S), rows in `BAR_FIELDS` order; NaN where `status` is not VALID, and volume or
-            amount NaN where the source has none.
+        values: float64 (6, S), rows in `BAR_FIELDS` order; NaN where `status` is not VALID, and
+            volume or amount NaN where the source has none.
         status: uint8 (S,), `BarStatus` codes.
         revision: 0 for the first version of this event time, +1 for each amendment.
         ingest_ns: wall clock when the source handed the block over, ns UTC; 0 if unknown.
@@ -71,7 +71,7 @@ class BarTable:
 
     @classmethod
     def from_blocks(cls, blocks: Sequence[BarBlock]) -> BarTable:
-        """Return the table of consecutive blocks of one stream; raise ValueError if there is none."""
+        """Return the table of consecutive blocks of one stream; ValueError if there is none."""
         if not blocks:
             raise ValueError('a bar table needs at least one block')
         return cls(

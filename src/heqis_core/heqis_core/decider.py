@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From feature frames to decisions: windows, generators on padded tiles, strategy. Knows no transport."""
+"""From feature frames to decisions: windows, generators on padded tiles, strategy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Generator:
 
     Attributes:
         name: as in the bundle's manifest.
-        engine: input float32 (tile, window, F); outputs `log_return` (tile,) and `probabilities` (tile, 3).
+        engine: input float32 (tile, window, F); outputs `log_return` (tile,) and `probabilities`
+            (tile, 3).
         tile: rows of one call.
         window: rows that this generator sees; at most the bundle's window.
     """
@@ -118,7 +119,7 @@ class Decider:
         self._hole_seq = seq
 
     def take_windows(self, other: Decider) -> None:
-        """Continue with the windows of `other`, whose features are the same (a swap of bundles)."""
+        """Continue with the windows of `other`, whose features are the same: a swap."""
         self._windows.load(other._windows.save())
         self._hole_seq = other._hole_seq
 
@@ -128,7 +129,7 @@ class Decider:
         self._windows.push(frame.seq, features, status == BarStatus.VALID)
 
     def decide(self, frame: FeatureFrame) -> tuple[Decisions, Predictions]:
-        """Push a frame and judge it; stamps INFERRED and DECIDED into a copy of the frame's stamps."""
+        """Push a frame and judge it; INFERRED and DECIDED go into a copy of its stamps."""
         self.warm(frame)
         _, status = _tensors(frame)
         valid = status == BarStatus.VALID

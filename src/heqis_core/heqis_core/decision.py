@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decisions: exactly one for each symbol of each frame, columnar, with the reasons that led to it."""
+"""Decisions: exactly one for each symbol of each frame, columnar, with their reasons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Action(IntEnum):
 
 
 class Reason(IntFlag):
-    """Why a decision is what it is (uint32 bit set on the wire). Names in lower case are the public form."""
+    """Why a decision is what it is (uint32 bit set on the wire); people see lower-case names."""
 
     WARMING = 1 << 0
     """The window is not full yet, or a feature has not seen enough bars."""
@@ -58,7 +58,8 @@ def reason_names(bits: int) -> tuple[str, ...]:
 class Decisions:
     """The decisions of one frame, columnar.
 
-    The key of one decision is (stream, symbol, bar time, revision), where the bar time is `event_time_ns`.
+    The key of one decision is (stream, symbol, bar time, revision), where the bar time is
+    `event_time_ns`.
 
     Attributes:
         stream, epoch, seq, event_time_ns, revision: as in the frame that was judged.
@@ -68,7 +69,8 @@ class Decisions:
         action: uint8 (S,), `Action` codes.
         reasons: uint32 (S,), `Reason` bits.
         score: float32 (S,), P(up) − P(down); NaN where action is NONE.
-        target_position: float32 (S,), 1 for BUY, 0 for SELL, NaN (leave it as it is) for HOLD and NONE.
+        target_position: float32 (S,), 1 for BUY, 0 for SELL, NaN (leave it as it is) for HOLD and
+            NONE.
         probabilities: float32 (S, 3), classes down, flat, up; NaN where action is NONE.
         predicted_return: float32 (S,), next-bar log return; NaN where action is NONE.
         valid_until_ns: int64 (S,), ns UTC.
@@ -97,7 +99,7 @@ class Decisions:
         return self.action >= Action.BUY
 
     def refuse(self, where: npt.NDArray[np.bool_], reason: Reason) -> Decisions:
-        """Return a copy in which the signals at `where` are NONE for `reason`; other decisions are untouched."""
+        """Return a copy in which the signals at `where` are NONE for `reason`."""
         hit = where & self.is_signal()
         return replace(
             self,

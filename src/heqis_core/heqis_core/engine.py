@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine protocol that RKNN, TensorRT and ONNX Runtime implement, and inference on padded tiles.
+"""The engine protocol of RKNN, TensorRT and ONNX Runtime, and inference on padded tiles.
 
-A tile is a batch of the bundle's fixed size: attention and some kernels change bits with the batch size, so
-every engine always sees the same shape, and rows past the end are padded with zeros and thrown away.
+A tile is a batch of the bundle's fixed size: attention and some kernels change bits with the batch
+size, so every engine always sees the same shape, and rows past the end are padded with zeros and
+thrown away.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ class Engine(Protocol):
 
 
 def infer_tiled(engine: Engine, rows: npt.NDArray[np.float32], tile: int) -> Arrays:
-    """Run `rows` (n, ...) through a one-input engine in tiles of `tile` rows, the last one padded with zeros.
+    """Run `rows` (n, ...) through a one-input engine in tiles, the last one padded with zeros.
 
-    Returns arrays by output name with first axis n. Raises EngineError if the engine has more than one input
-    or its tile is another.
+    Returns arrays by output name with first axis n. Raises EngineError if the engine has more than
+    one input or its tile is another.
     """
     inputs, outputs = engine.specs()
     if len(inputs) != 1 or inputs[0].shape[0] != tile:

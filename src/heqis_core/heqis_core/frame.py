@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feature frame: what the gateway sends for one event time, and the stage stamps that travel with it."""
+"""The feature frame: what the gateway sends for one event time, and its stage stamps."""
 
 from __future__ import annotations
 
@@ -60,8 +60,9 @@ class FeatureFrame:
         revision: version of this event time.
         features_id: hash of feature spec, scaler, encoder file and engine class, 16 hex digits.
         symbols: S names.
-        tensors: named arrays, first axis S. Always there: `features` float32 (S, F), `status` uint8 (S,)
-            `BarStatus` codes, `close` float64 (S,) last raw close (NaN where there is none).
+        tensors: named arrays, first axis S. Always there: `features` float32 (S, F), `status`
+            uint8 (S,) `BarStatus` codes, `close` float64 (S,) last raw close (NaN where there is
+            none).
         stamps: int64 (N_STAGES,).
     """
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts arriving frames in order and finds out which ones to ask for again. Pure: no clock, no socket.
+"""Puts frames in order and finds out which ones to ask for again. Pure: no clock, no socket.
 
-The gateway numbers its frames without a gap. Whoever consumes them offers each arrival here, delivers what
-comes out in order, and asks the gateway for what `wanted` names. A new epoch (the gateway started again), a
-restart of the consumer and a lost frame are all answered the same way: fetch what is missing from the
-gateway's ring, then go on.
+The gateway numbers its frames without a gap. Whoever consumes them offers each arrival here,
+delivers what comes out in order, and asks the gateway for what `wanted` names. A new epoch (the
+gateway started again), a
+restart of the consumer and a lost frame are all answered the same way: fetch what is missing from
+the gateway's ring, then go on.
 """
 
 from __future__ import annotations
@@ -72,10 +73,10 @@ class Intake:
     _early: dict[int, FeatureFrame] = field(default_factory=dict)
 
     def offer(self, frame: FeatureFrame) -> tuple[list[Delivery], int | None]:
-        """Take an arrival; return the deliveries it allows, and the seq of a frame delivered before (or None).
+        """Take an arrival; return the deliveries it allows, and its seq if it is a repeat.
 
-        A sender repeats a frame when it has not heard of its decisions, so the caller answers the second
-        value by sending those decisions again.
+        A sender repeats a frame when it has not heard of its decisions, so the caller answers the
+        second value by sending those decisions again.
         """
         self.counters.received += 1
         if frame.epoch < self._epoch:
@@ -92,7 +93,7 @@ class Intake:
         return self._drain(), None
 
     def wanted(self) -> tuple[int, int, int] | None:
-        """Return (epoch, first, last) to ask the gateway for now, or None; last < first asks for its position."""
+        """Return (epoch, first, last) to ask for now, or None; last < first: the position."""
         if self._epoch == 0 or not self._early:
             return None
         if self._next_seq is None:
@@ -105,7 +106,8 @@ class Intake:
         if reply.epoch < self._epoch:
             return []
         if reply.epoch > self._epoch:
-            # It started again while we asked; its next frame, which stays open, brings us back here.
+            # It started again while we asked; its next frame, which stays open, brings us back
+            # here.
             self._begin(reply.epoch)
         if self._next_seq is None:
             self._first_open = reply.first_open_seq

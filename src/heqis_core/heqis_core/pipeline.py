@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a bar block to the tensors of a feature frame: indicators, scaler, factor encoder.
 
-Training, backtest, batch, replay and the live gateway call this one pipeline. The scaler is applied here
-and nowhere else; the factors of the encoder follow the scaled indicators as further columns.
+Training, backtest, batch, replay and the live gateway call this one pipeline. The scaler is
+applied here and nowhere else; the factors of the encoder follow the scaled indicators as further
+columns.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class FeaturePipeline:
     ) -> Arrays:
         """Return the tensors of frame `seq`: `features` (S, F+K), `status` (S,), `close` (S,).
 
-        A symbol is VALID only if each of its features is finite; a clean bar without that is WARMING.
+        A symbol is VALID only if each of its features is finite; a clean bar without that is
+        WARMING.
         """
         stamps = new_stamps() if stamps is None else stamps
         stamp(stamps, Stage.CLEANED)
@@ -80,7 +82,7 @@ class FeaturePipeline:
         return {'features': features, 'status': status, 'close': block.values[CLOSE].copy()}
 
     def run(self, table: BarTable) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return features float32 (T, S, F+K) and status uint8 (T, S) of a whole table, from seq 0."""
+        """Return features float32 (T, S, F+K), status uint8 (T, S) of a whole table from seq 0."""
         features = np.empty((len(table), len(self.symbols), len(self.feature_names)), np.float32)
         status = np.empty((len(table), len(self.symbols)), np.uint8)
         for index in range(len(table)):
@@ -95,7 +97,7 @@ class FeaturePipeline:
         return {f'{part}.{name}': value for part, d in parts.items() for name, value in d.items()}
 
     def load(self, saved: dict[str, npt.NDArray[np.generic]]) -> None:
-        """Continue from `save`; raise ConfigError if it is of another spec or another set of symbols."""
+        """Continue from `save`; raise ConfigError if the spec or the symbols differ."""
         for part, target in (('indicators', self._state), ('windows', self._windows)):
             prefix = part + '.'
             target.load({k[len(prefix) :]: v for k, v in saved.items() if k.startswith(prefix)})

@@ -52,8 +52,9 @@ def decide(
         log_return: float32 (S,), only checked for being finite.
         reasons: uint32 (S,), why a symbol cannot be judged; 0 where it can.
 
-    Where `reasons` is not 0 the action is NONE and the score NaN; a judged symbol whose model answered
-    NaN or infinity is NONE with NOT_FINITE. The target is 1 for BUY, 0 for SELL, else NaN.
+    Where `reasons` is not 0 the action is NONE and the score NaN; a judged symbol whose model
+    answered NaN or infinity is NONE with NOT_FINITE. The target is 1 for BUY, 0 for SELL, else
+    NaN.
     """
     finite = np.isfinite(probabilities).all(axis=1) & np.isfinite(log_return)
     out_reasons = reasons.copy()

@@ -66,7 +66,7 @@ def write_test_bundle(
 def bundle_parts(
     seed: int = 0, trained_until_ns: int = 0, valid_for_s: float = 345600.0
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """Return manifest and files of that bundle, for tests that alter them before `write_bundle`."""
+    """Return manifest and files of that bundle, for tests that alter them before writing."""
     rng = np.random.default_rng(seed)
     n_columns = len(SPEC.names) + FACTORS
     models = {'encoder': _encoder(rng), 'linear': _generator(rng, n_columns)}
@@ -136,7 +136,7 @@ def _encoder(rng: np.random.Generator) -> bytes:
 
 
 def _generator(rng: np.random.Generator, n_columns: int) -> bytes:
-    """Return one linear layer over the flattened window for the return, and one for the classes."""
+    """Return one linear layer over the flattened window for the return, one for the classes."""
     from onnx import helper
 
     flat = WINDOW * n_columns

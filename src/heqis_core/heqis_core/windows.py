@@ -38,7 +38,8 @@ class Windows:
         _check_sizes(length, horizon, n_symbols=n_symbols, n_features=n_features)
         self.length = length
         self.horizon = horizon
-        self._rows = np.zeros((n_symbols, length, n_features), np.float32)
+        self.n_features = n_features
+        self._rows = np.zeros((n_symbols, length * n_features), np.float32)
         self._seqs = np.full((n_symbols, length), _NEVER, np.int64)
         # Per symbol: the slot of the oldest row, which the next row overwrites.
         self._oldest = np.zeros(n_symbols, np.int64)
@@ -56,10 +57,11 @@ class Windows:
         Raises ValueError for a wrong shape, for a seq that is not above the last one, and for one
         that leaves some out without a `hole` that says so: no window may silently span a gap.
         """
-        s, _, f = self._rows.shape
-        if rows.shape != (s, f) or valid.shape != (s,):
+        s = len(self._rows)
+        if rows.shape != (s, self.n_features) or valid.shape != (s,):
             raise ValueError(
-                f'rows {rows.shape} and valid {valid.shape}; expected ({s}, {f}) and ({s},)'
+                f'rows {rows.shape} and valid {valid.shape}; '
+                f'expected ({s}, {self.n_features}) and ({s},)'
             )
         if self._last_seq != _NEVER:
             if seq <= self._last_seq:
@@ -103,14 +105,15 @@ class Windows:
         if which.ndim != 1 or which.dtype.kind not in 'iu':
             raise ValueError(f'which is {which.dtype} {which.shape}; expected integers (n,)')
         index = np.require(which, np.int64, ['C', 'W', 'A'])
-        shape = (len(index), *self._rows.shape[1:])
+        shape = (len(index), self.length, self.n_features)
         if out is None:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
             raise ValueError(
                 f'out is {out.dtype} {out.shape}; expected writable C-contiguous float32 {shape}'
             )
-        bad = _gather(index, self._rows, self._seqs, self._oldest, out)
+        flat = out.reshape(len(index), self.length * self.n_features)
+        bad = _gather(index, self.n_features, self._rows, self._seqs, self._oldest, flat)
         if bad >= 0:
             raise ValueError(
                 f'symbol {index[bad]} of {len(self._rows)} has no window of {self.length} rows; '
@@ -202,29 +205,44 @@ def _check_sizes(length: int, horizon: int, **sizes: int) -> None:
         )
 
 
+# Offsets below are unsigned: an index that might be negative keeps numba from copying in blocks.
+
+
 @strict_njit
 def _push(
     seq: np.int64, rows: Rows, valid: npt.NDArray[np.bool_], kept: Rows, seqs: Index, oldest: Index
 ) -> None:
-    length = kept.shape[1]
+    """Write rows (S, F) into kept (S, W * F)."""
+    length = seqs.shape[1]
+    n_features = np.uint64(rows.shape[1])
     for s in range(len(valid)):
         if valid[s]:
             slot = oldest[s]
-            kept[s, slot, :] = rows[s, :]
+            start = np.uint64(slot) * n_features
+            source, target = rows[s], kept[s]
+            for f in range(n_features):
+                target[start + f] = source[f]
             seqs[s, slot] = seq
             oldest[s] = slot + 1 if slot + 1 < length else 0
 
 
 @strict_njit
-def _gather(which: Index, kept: Rows, seqs: Index, oldest: Index, out: Rows) -> int:
-    length = kept.shape[1]
+def _gather(
+    which: Index, n_features: int, kept: Rows, seqs: Index, oldest: Index, out: Rows
+) -> int:
+    """Copy from kept (S, W * F) to out (n, W * F); return the first bad place in which, or -1."""
+    size = np.uint64(kept.shape[1])
     for i in range(len(which)):
         s = which[i]
         if s < 0 or s >= len(oldest) or seqs[s, oldest[s]] == _NEVER:
             return i
-        older = length - oldest[s]
-        out[i, :older, :] = kept[s, oldest[s] :, :]
-        out[i, older:, :] = kept[s, : oldest[s], :]
+        start = np.uint64(oldest[s] * n_features)
+        older = size - start
+        source, target = kept[s], out[i]
+        for k in range(older):
+            target[k] = source[start + k]
+        for k in range(start):
+            target[older + k] = source[k]
     return -1
 
 

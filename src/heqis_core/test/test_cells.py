@@ -76,26 +76,28 @@ def test_gzip_is_opened(tmp_path: Path) -> None:
 def test_parquet_columns_of_many_types(tmp_path: Path) -> None:
     day = datetime.date(2024, 1, 2)
     naive = datetime.datetime(2024, 1, 2, 9, 31)
-    table = pa.table({
-        'date': [day],
-        'naive': pa.array([naive], pa.timestamp('ns')),
-        'zoned': pa.array([naive], pa.timestamp('us', 'Asia/Shanghai')),
-        'number': [20240102],
-        'float': [20240102.0],
-        'text': ['x'],
-        'category': pa.array(['600519.SH']).dictionary_encode(),
-        'price': pa.array([decimal.Decimal('1.25')]),
-        'flag': [True],
-        'nothing': pa.array([None], pa.null()),
-        'hole': pa.array([None], pa.float64()),
-    })
+    table = pa.table(
+        {
+            'date': [day],
+            'naive': pa.array([naive], pa.timestamp('ns')),
+            'zoned': pa.array([naive], pa.timestamp('us', 'Asia/Shanghai')),
+            'number': [20240102],
+            'float': [20240102.0],
+            'text': ['x'],
+            'category': pa.array(['600519.SH']).dictionary_encode(),
+            'price': pa.array([decimal.Decimal('1.25')]),
+            'flag': [True],
+            'nothing': pa.array([None], pa.null()),
+            'hole': pa.array([None], pa.float64()),
+        }
+    )
     parquet.write_table(table, tmp_path / 'a.parquet')
     lines, columns, _ = read(tmp_path / 'a.parquet')
     assert lines == [1]
     assert [column[0] for column in columns] == [
         '2024-01-02',
         '2024-01-02 09:31:00.000000000',
-        '2024-01-02 09:31:00.000000Z',
+        '2024-01-02 17:31:00.000000+0800',
         '20240102',
         '20240102',
         'x',
@@ -108,7 +110,9 @@ def test_parquet_columns_of_many_types(tmp_path: Path) -> None:
 
 
 def test_parquet_rows_are_numbered_across_batches(tmp_path: Path) -> None:
-    parquet.write_table(pa.table({'a': np.arange(200_000), 'b': np.arange(200_000.0)}), tmp_path / 'a.parquet')
+    parquet.write_table(
+        pa.table({'a': np.arange(200_000), 'b': np.arange(200_000.0)}), tmp_path / 'a.parquet'
+    )
     lines, columns, _ = read(tmp_path / 'a.parquet')
     assert lines == list(range(1, 200_001))
     assert columns[0][-1] == columns[1][-1] == '199999'
@@ -140,7 +144,9 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_numbers_and_what_is_none() -> None:
-    values, texts = to_floats(['1', ' 2.5 ', '', 'NaN', '--', 'None', '1,000', '1_000', 'abc', '1e3', 'inf'])
+    values, texts = to_floats(
+        ['1', ' 2.5 ', '', 'NaN', '--', 'None', '1,000', '1_000', 'abc', '1e3', 'inf']
+    )
     assert values[[0, 1, 9, 10]].tolist() == [1.0, 2.5, 1000.0, np.inf]
     assert np.isnan(values[2:9]).all()
     assert texts == {6: '1,000', 7: '1_000', 8: 'abc'}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of cleaning: no broken bar gets through, every refusal has one reason, live equals batch."""
+"""The rules of cleaning: no broken bar gets through, and every refusal has one reason."""
 
 from __future__ import annotations
 
@@ -67,7 +67,13 @@ def test_each_broken_rule_has_its_reason_and_field(
 
 @pytest.mark.parametrize(
     'cells',
-    [{}, {'volume': NAN}, {'amount': NAN}, {'volume': 0.0, 'amount': 0.0}, {'open': 11.0, 'close': 9.0}],
+    [
+        {},
+        {'volume': NAN},
+        {'amount': NAN},
+        {'volume': 0.0, 'amount': 0.0},
+        {'open': 11.0, 'close': 9.0},
+    ],
 )
 def test_good_rows_pass(cells: dict[str, float]) -> None:
     assert clean_rows(row(**cells)).valid.all()

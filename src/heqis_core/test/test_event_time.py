@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dates as people write them: every known form is the same moment, and what is unclear is refused."""
+"""Dates as people write them: known forms are the same moment, unclear ones are refused."""
 
 from __future__ import annotations
 
@@ -145,20 +145,31 @@ def test_midnight_among_other_times_is_midnight() -> None:
 
 def test_files_are_judged_one_by_one() -> None:
     parser = TimeParser()
-    files = [parser.parse(['2024-01-02 00:00']), parser.parse(['2024-01-02 00:00', '20240102 01:00'])]
+    files = [
+        parser.parse(['2024-01-02 00:00']),
+        parser.parse(['2024-01-02 00:00', '20240102 01:00']),
+    ]
     event_ns, _ = parser.event_times(files)
     assert event_ns.tolist() == [ns(2024, 1, 2), ns(2024, 1, 2, 0), ns(2024, 1, 2, 1)]
 
 
 def test_around_clock_changes_nothing_is_guessed() -> None:
     parser = TimeParser('America/New_York', '16:00')
-    cells = ['2024-03-10 02:30', '2024-11-03 01:30', '2024-07-01', '2024-12-02', '2024-11-03 05:30Z']
+    cells = [
+        '2024-03-10 02:30',
+        '2024-11-03 01:30',
+        '2024-07-01',
+        '2024-12-02',
+        '2024-11-03 05:30Z',
+    ]
     event_ns, fault = parser.event_times([parser.parse(cells)])
     assert [Fault(code).label for code in fault.tolist()] == [
         'bad_date', 'ambiguous_date', 'none', 'none', 'none',
     ]  # fmt: skip
     expected = ['2024-07-01T20:00', '2024-12-02T21:00', '2024-11-03T05:30']
-    assert event_ns[2:].tolist() == [int(np.datetime64(text, 'ns').astype(int)) for text in expected]
+    assert event_ns[2:].tolist() == [
+        int(np.datetime64(text, 'ns').astype(int)) for text in expected
+    ]
 
 
 @given(
@@ -187,9 +198,13 @@ def test_any_text_is_read_or_refused_and_never_raises(cells: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ('tz', 'close', 'named'),
-    [('Mars/Olympus', '15:00', "tz: no time zone 'Mars/Olympus'"), ('', '15:00', 'tz: no time zone'),
-     ('Asia/Shanghai', '25:00', "close_time: '25:00'"), ('Asia/Shanghai', 'late', "close_time: 'late'")],
-)  # fmt: skip
+    [
+        ('Mars/Olympus', '15:00', "tz: no time zone 'Mars/Olympus'"),
+        ('', '15:00', 'tz: no time zone'),
+        ('Asia/Shanghai', '25:00', "close_time: '25:00'"),
+        ('Asia/Shanghai', 'late', "close_time: 'late'"),
+    ],
+)
 def test_zone_or_close_that_does_not_exist_is_a_config_error(
     tz: str, close: str, named: str
 ) -> None:

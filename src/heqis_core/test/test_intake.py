@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intake: whatever the link does to frames, they come out once, in order, and nothing hides a hole."""
+"""Intake: whatever the link does, frames come out once, in order, and no hole is hidden."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_one_changed_bit_anywhere_is_refused(sound: Path, name: str, data: st.Da
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_no_change_of_the_manifest_passes_unnoticed(sound: Path, data: st.DataObject) -> None:
-    """Whatever byte changes, either loading fails or the content is the same but for timestamps."""
+    """Whatever byte changes, loading fails or the content is the same but for timestamps."""
     content = bytearray((sound / 'manifest.json').read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] = data.draw(st.integers(0, 255))

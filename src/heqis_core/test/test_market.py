@@ -79,16 +79,16 @@ def test_limits_equal_exact_decimal_arithmetic(reference: int, percent: int) -> 
     up = (price * (100 + percent) / 100).quantize(CENT, ROUND_HALF_UP)
     down = (price * (100 - percent) / 100).quantize(CENT, ROUND_HALF_UP)
     low, high = limit_ticks(reference, percent)
-    assert high * CENT == max(up, price + CENT)
-    assert low * CENT == min(down, price - CENT)
+    assert int(high) * CENT == max(up, price + CENT)
+    assert int(low) * CENT == min(down, price - CENT)
 
 
 @given(st.integers(10, 10_000_000))
 def test_the_move_is_cut_off_on_the_bse(reference: int) -> None:
     price = reference * CENT
     low, high = limit_ticks(np.array([reference, reference]), 30, truncate=np.array([True, False]))
-    assert high[0] * CENT == (price * 130 / 100).quantize(CENT, ROUND_FLOOR)
-    assert low[0] * CENT == (price * 70 / 100).quantize(CENT, ROUND_CEILING)
+    assert int(high[0]) * CENT == (price * 130 / 100).quantize(CENT, ROUND_FLOOR)
+    assert int(low[0]) * CENT == (price * 70 / 100).quantize(CENT, ROUND_CEILING)
     assert low[0] >= low[1]
 
 

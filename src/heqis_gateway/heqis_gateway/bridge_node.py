@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bridge node: the gateway board's end of the link, and what came back over it on the board's topics."""
+"""The bridge node: the gateway board's end of the link, and what comes back over it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class BridgeNode(ManagedNode):
         while not stop.is_set():
             missed = self._hub.missed
             if missed is None:
-                # Without the gateway node there is no answer; the asker asks again after its time-out.
+                # Without the gateway node there is no answer; the asker asks again after its
+                # time-out.
                 stop.wait(POLL_MS / 1e3)
             elif self._link.serve(missed, POLL_MS):
                 self.count('requests_served')

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway's checkpoint: one file from which a killed gateway goes on as if nothing had happened.
+"""The gateway's checkpoint: one file from which a killed gateway goes on as if never away.
 
-It holds the source's cursor, the state of the pipeline, the tail of the ring and the counters, all of one
-moment between two frames. The file is replaced as a whole, so a reader sees the old one or the new one.
+It holds the source's cursor, the state of the pipeline, the tail of the ring and the counters, all
+of one moment between two frames. The file is replaced as a whole, so a reader sees the old one or
+the new one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class CheckpointHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         schema: version of this layout.
-        identity: what must match for the checkpoint to be of use (stream, features id, source, symbols).
+        identity: what must match for the checkpoint to be of use (stream, features id, source,
+            symbols).
         next_seq: seq of the frame that comes next.
         first_open: first frame whose decisions were not known to be durable.
         first_sent: seq of the first frame that was not warm-up; -1 before it.
@@ -47,7 +49,7 @@ class CheckpointHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One moment of the gateway: head, pipeline state and ring tail (arrays of `FrameRing.save`)."""
+    """One moment of the gateway: head, pipeline state, ring tail (arrays of `FrameRing.save`)."""
 
     head: CheckpointHead
     pipeline: Arrays
@@ -57,8 +59,9 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint and put it in the place of the old one; raise DataError if that fails.
 
-    The file is not forced to the disk: it must outlive the process, which the page cache does. After a power
-    loss an older one, or none, is found, and the stream starts again from there; the journal drops repeats.
+    The file is not forced to the disk: it must outlive the process, which the page cache does.
+    After a power loss an older one, or none, is found, and the stream starts again from there; the
+    journal drops repeats.
     """
     arrays: Arrays = {'head': np.frombuffer(msgspec.json.encode(checkpoint.head), np.uint8)}
     for part, items in (('pipeline', checkpoint.pipeline), ('ring', checkpoint.ring)):
@@ -71,7 +74,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise DataError(
-            f'{path}: checkpoint cannot be written ({error}); free space or set state_dir elsewhere'
+            f'{path}: checkpoint cannot be written ({error}); free space or move state_dir'
         ) from error
 
 

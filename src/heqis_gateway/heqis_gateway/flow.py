@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow control on acknowledged frames: how many may be open, and when to send open ones again. Pure.
+"""Flow control on acknowledged frames: how many may be open, when to send them again. Pure.
 
-A frame is open from its first sending until its decisions are durable in the journal. Only that closes it,
-so whatever dies on the way (compute board, bridge, risk gate), the frame is still here to be sent again.
+A frame is open from its first sending until its decisions are durable in the journal. Only that
+closes it, so whatever dies on the way (compute board, bridge, risk gate), the frame is still here
+to be sent again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class FlowControl:
     Args:
         max_in_flight: most frames that may be open at once.
         resend_after_s: seconds without any frame being closed until the open ones are sent again.
-        resend_burst: most frames sent again at once; the next burst waits for an answer or the time-out.
+        resend_burst: most frames sent again at once; the next burst waits for an answer or the
+            time-out.
     """
 
     max_in_flight: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway node: parameters in, a `FrameStream` in a worker thread, topics and services around it."""
+"""The gateway node: a `FrameStream` in a worker thread, topics and services around it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ class GatewayNode(ManagedNode):
         return send is not None and send(frame)
 
     def _send_on_topic(self, frame: FeatureFrame) -> bool:
-        # Without a subscriber DDS would drop the frame at once; waiting costs less than asking again.
+        # Without a subscriber DDS would drop the frame at once; waiting costs less than asking
+        # again.
         if not self._features.get_subscription_count():
             return False
         stamp(frame.stamps, Stage.SENT)
@@ -132,7 +133,8 @@ class GatewayNode(ManagedNode):
             self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))
 
     def _busy(self, busy: bool) -> None:
-        # Work on a block that never ends is a stall; waiting for a source or for the journal is not.
+        # Work on a block that never ends is a stall; waiting for a source or for the journal is
+        # not.
         self.set_pending(int(busy))
         if not busy:
             self.progress()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the two nodes of the gateway process share, so that a frame reaches the socket without a topic."""
+"""What the two nodes of the process share: a frame reaches the socket without a topic."""
 
 from __future__ import annotations
 

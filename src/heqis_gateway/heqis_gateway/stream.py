@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway's stream: source to frames, ring, flow control, checkpoint. Knows no ROS and no socket.
+"""The gateway's stream: source to frames, ring, flow control, checkpoint. No ROS, no socket.
 
-One worker thread calls `run`. Acknowledgements and requests for missed frames come from other threads.
+One worker thread calls `run`. Acknowledgements and requests for missed frames come from other
+threads.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class FrameStream:
         settings: see `StreamSettings`.
         source: opened by `run` at the checkpoint's cursor.
         pipeline: features of the source's symbols.
-        send: stamps SENT and hands a frame to the link or topic; False when it could not take it in time.
+        send: stamps SENT and hands a frame to the link or topic; False when it could not take it
+            in time.
         on_block: told of each bar block before its features are computed (the `bars` topic).
         on_busy: told True before and False after work on one block, for the progress rule.
     """
@@ -126,7 +128,7 @@ class FrameStream:
             return self._flow.n_open
 
     def resume(self) -> str:
-        """Take up the checkpoint if there is one that fits; return one line that says what was found."""
+        """Take up the checkpoint if there is one that fits; return one line that says so."""
         found, text = load_checkpoint(self.settings.checkpoint, self.settings.identity)
         if found is None:
             self._source.open(None)
@@ -148,7 +150,7 @@ class FrameStream:
         return text
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set; after the last bar of a finite source, until every frame is closed."""
+        """Work until `stop` is set, also after the last bar: frames may have to go out again."""
         while not stop.is_set():
             self._resend(stop)
             if self._source_may_go_on():
@@ -176,7 +178,7 @@ class FrameStream:
         self._answered.set()
 
     def missed(self, request: MissedRequest) -> MissedReply:
-        """Answer a request for frames, or (last < first) for the position of the stream alone."""
+        """Answer a request for frames, or (last < first) for the position alone."""
         with self._lock:
             next_seq = self._next_seq
             first_open = self._flow.first_open(next_seq)
@@ -186,7 +188,7 @@ class FrameStream:
         )
 
     def checkpoint(self) -> None:
-        """Write the checkpoint of this moment; call it only from the worker thread or when none runs."""
+        """Write the checkpoint of this moment; only from the worker, or when none runs."""
         with self._lock:
             head = CheckpointHead(
                 schema=SCHEMA,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow control: only durable decisions close a frame, and silence brings the open ones out again."""
+"""Flow control: only durable decisions close a frame, and silence brings open ones back."""
 
 from __future__ import annotations
 

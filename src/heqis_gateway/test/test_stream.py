@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frame stream: every bar becomes one frame, stays open until acknowledged, and a kill changes nothing."""
+"""Frame stream: each bar is one frame, open until acknowledged, and a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_missed_frames_come_from_the_ring_with_the_position_of_the_stream(bundle
 def test_a_killed_gateway_goes_on_from_its_checkpoint_with_the_same_frames(
     killed_at, quiet, bundle, table, tmp_path
 ):
-    """Scenario: the process ends without warning after `killed_at` frames, some of them not acknowledged."""
+    """Scenario: the process ends after `killed_at` frames, some of them not acknowledged."""
     sent: list[FeatureFrame] = []
     snapshot: list[bytes] = []
     path = tmp_path / 'checkpoint.npz'

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 import rclpy
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.signals import SignalHandlerOptions
@@ -148,9 +149,9 @@ def _spin(
             failures = 0
         except ExternalShutdownException:
             return
-        except rclpy_implementation.RCLError as error:
-            # A client that left before its answer was ready, for one. Not a reason to end, unless
-            # it goes on.
+        except (rclpy_implementation.RCLError, InvalidHandle) as error:
+            # A client that left before its answer was ready; on Humble also a port that was freed
+            # while its callback was due. Not a reason to end, unless it goes on.
             failures += 1
             if failures > 20:
                 raise
@@ -169,7 +170,8 @@ class _Starter:
     def update(self, now: float) -> None:
         state = self._node.state
         if state == NodeStatus.ACTIVE:
-            self._tries = 0
+            # A node that falls rests for the first back-off, so that heartbeats show why it fell.
+            self._tries, self._due = 0, now + RETRY_S[0]
         elif state == NodeStatus.UNCONFIGURED and now >= self._due and not self._refused:
             self._due = now + RETRY_S[min(self._tries, len(RETRY_S) - 1)]
             self._tries += 1

@@ -3,22 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
-
-from heqis_core.testing import free_domain_id
-
-os.environ['ROS_DOMAIN_ID'] = str(free_domain_id())
-os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-os.environ['FASTDDS_BUILTIN_TRANSPORTS'] = 'UDPv4'
-os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
-
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn as Result
 from rclpy.node import Node
 
@@ -27,6 +15,7 @@ from heqis_msgs.srv import KillSwitch
 from heqis_ros import qos
 from heqis_ros.node import ManagedNode
 from heqis_ros.params import Param, ParamTable
+from heqis_ros.testing import Graph, private_domain, ros_graph
 
 TABLE = ParamTable(
     'probe',
@@ -114,53 +103,26 @@ class Probe(ManagedNode):
                 raise self.fail['work']
 
 
-class Graph:
-    """Nodes on one single-threaded executor in the test's own thread."""
-
-    def __init__(self) -> None:
-        self.executor = SingleThreadedExecutor()
-        self.nodes: list = []
-
-    def add(self, node):
-        """Add a node, destroyed at the end of the test; return it."""
-        self.nodes.append(node)
-        self.executor.add_node(node)
-        return node
-
-    def spin_until(
-        self, condition: Callable[[], bool], timeout_s: float = 10.0, what: str = ''
-    ) -> None:
-        """Spin until the condition holds; fail after the deadline."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f'not within {timeout_s} s: {what or condition}'
-            self.executor.spin_once(timeout_sec=0.05)
-
-    def spin_for(self, duration_s: float) -> None:
-        """Spin for a while: only to show that something does not happen."""
-        deadline = time.monotonic() + duration_s
-        while time.monotonic() < deadline:
-            self.executor.spin_once(timeout_sec=0.02)
-
-    def sender(self, topic: str) -> Callable[[str], None]:
-        """Return a function that sends a text to the one subscription of a topic of events."""
-        pub = self.add(Node('sender')).create_publisher(Event, topic, qos.EVENTS)
-        self.spin_until(lambda: pub.get_subscription_count() == 1, what='discovery')
-        return lambda text: pub.publish(Event(text=text))
+private_domain()
 
 
 @pytest.fixture
 def graph() -> Iterator[Graph]:
     """Yield a graph in an initialised rclpy context."""
-    rclpy.init(args=[])
-    graph = Graph()
-    yield graph
-    for node in reversed(graph.nodes):
-        if hasattr(node, 'close'):
-            node.close()
-        node.destroy_node()
-    graph.executor.shutdown()
-    rclpy.shutdown()
+    with ros_graph() as graph:
+        yield graph
+
+
+@pytest.fixture
+def sender(graph) -> Callable[[str], Callable[[str], None]]:
+    """Return a function that gives, for a topic of events with one reader, a function that sends."""
+
+    def connect(topic: str) -> Callable[[str], None]:
+        pub = graph.add(Node('sender')).create_publisher(Event, topic, qos.EVENTS)
+        graph.spin_until(lambda: pub.get_subscription_count() == 1, what='discovery')
+        return lambda text: pub.publish(Event(text=text))
+
+    return connect
 
 
 @pytest.fixture

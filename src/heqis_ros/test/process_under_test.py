@@ -66,7 +66,18 @@ class Broken(ManagedNode):
         raise RuntimeError('no such device')
 
 
-KINDS = {'probe': [Probe], 'pair': [Probe, Second], 'broken': [Broken]}
+class Buggy(ManagedNode):
+    """A node whose bug no gate catches."""
+
+    PARAMS = ParamTable('buggy', [])
+
+    def __init__(self):
+        """Start a timer behind the back of the base class."""
+        super().__init__()
+        self.create_timer(0.05, lambda: {}['lost'])
+
+
+KINDS = {'probe': [Probe], 'pair': [Probe, Second], 'broken': [Broken], 'buggy': [Buggy]}
 
 if __name__ == '__main__':
     sys.exit(run_process(sys.argv[1], KINDS[sys.argv[1]], sys.argv[2:]))

@@ -13,10 +13,10 @@ from heqis_msgs.srv import KillSwitch
 from heqis_ros import qos
 
 
-def test_subscription_is_gated_by_the_state(graph, probe):
+def test_subscription_is_gated_by_the_state(graph, sender, probe):
     """A message before activation or after deactivation is counted, never handled."""
     probe.trigger_configure()
-    send = graph.sender('in')
+    send = sender('in')
     send('early')
     graph.spin_until(lambda: probe.vitals.counters().get('discarded_inactive') == 1)
     probe.trigger_activate()
@@ -86,12 +86,12 @@ def test_publish_from_a_worker_while_dds_ends_is_counted_not_raised(probe):
 @pytest.mark.parametrize('where', ['tick', 'receive', 'work'])
 @pytest.mark.parametrize('kind', [KeyError, HeqisError])
 def test_a_fault_in_a_callback_or_worker_brings_the_node_down_visibly(
-    graph, probe, where, kind, capfd
+    graph, sender, probe, where, kind, capfd
 ):
     """The node is unconfigured, says why, has freed all, and comes up again when told to."""
     before = probe.entities()
     probe.bring_up()
-    send = graph.sender('in')
+    send = sender('in')
     probe.fail[where] = kind('lost it')
     send('x')
     graph.spin_until(lambda: probe.state == NodeStatus.UNCONFIGURED, what=f'{where} noticed')

@@ -16,6 +16,7 @@ from rclpy.node import Node
 from heqis_msgs.msg import Event, Heartbeat, NodeStatus
 from heqis_ros import qos
 
+pytestmark = pytest.mark.graph
 SCRIPT = Path(__file__).parent / 'process_under_test.py'
 
 
@@ -227,3 +228,23 @@ def test_what_cannot_start_says_why_in_one_line(start, kind, arguments, environm
     assert len(lines) == 1, process.text()
     assert lines[0].startswith(f'{kind}: cannot start: ')
     assert 'Traceback' not in process.text()
+
+
+def test_a_failure_that_no_gate_catches_ends_the_process_with_one_last_line(start):
+    """Exit code 1: launch starts it again."""
+    process = start('buggy', *NS)
+    assert process.process.wait(10.0) == 1
+    lines = process.text().splitlines()
+    assert lines[-1] == "buggy: failed: KeyError: 'lost'"
+    assert process.text().count('Traceback') == 1
+
+
+def test_a_hung_process_can_be_asked_where_it_is(graph, start):
+    """SIGUSR1 prints the stacks and changes nothing else."""
+    ear = Ear(graph)
+    process = start('probe', *NS)
+    ear.wait_active()
+    process.process.send_signal(signal.SIGUSR1)
+    graph.spin_until(lambda: '_spin' in process.text(), what='stacks')
+    assert process.process.poll() is None
+    assert process.end()[0] == 0

@@ -124,7 +124,7 @@ class NodeMind:
 
 @dataclass(frozen=True)
 class Killing:
-    """A kill that was asked for: of which start, by when its effect must show, and whether it did not."""
+    """A kill that was asked for: of which start, and by when its effect must show."""
 
     id: int
     start_id: int

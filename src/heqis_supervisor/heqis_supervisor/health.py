@@ -124,7 +124,7 @@ def _judge(
 
 
 def root_causes(name: str, rules: Rules, state: State) -> tuple[str, ...]:
-    """Return the nodes whose trouble keeps a node waiting: those that wait for nobody themselves."""
+    """Return the nodes whose trouble keeps a node waiting: those that wait for nobody."""
     found: dict[str, None] = {}
     for other in state.nodes[name].waits_for:
         for cause in root_causes(other, rules, state) or (other,):

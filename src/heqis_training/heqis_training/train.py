@@ -51,7 +51,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch gave: mean losses over windows, the best epoch so far, whether it ends here."""
+    """What one epoch gave: mean losses over windows, the best epoch so far, whether it is last."""
 
     model: str
     number: int

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,11 @@ from heqis_core.io.columns import Layout, find_layout
 _MAX_TABLE_BYTES = 8 << 30
 """A table beyond this means that the files do not share their event times."""
 
+_NO_ROWS = (
+    *(np.zeros(0, np.int64) for _ in range(3)),
+    np.zeros((len(BAR_FIELDS), 0)),
+    np.zeros(0, np.bool_),
+)
 _TRUE = frozenset(('true', 't', 'yes', 'y'))
 
 
@@ -118,13 +124,8 @@ def _list_files(path: Path) -> list[Path]:
         entries = sorted(path.iterdir())
     except OSError as error:
         raise DataError(f'{path}: the folder cannot be read: {error}; check its rights') from error
-    files = [
-        entry
-        for entry in entries
-        if entry.name.lower().endswith(SUFFIXES)
-        and not entry.name.startswith('.')
-        and entry.is_file()
-    ]
+    shown = [entry for entry in entries if not entry.name.startswith('.')]
+    files = [one for one in shown if one.name.lower().endswith(SUFFIXES) and one.is_file()]
     if not files:
         raise DataError(
             f'{path}: no data in this folder: none of its {len(entries)} entries ends in {known}'
@@ -147,40 +148,34 @@ def _read(path: Path, parser: TimeParser, names: dict[str, int]) -> _Rows:
     file = CellFile(path)
     layout = find_layout(path, file.header, file.header_line)
     wanted = [index for index in (*layout[1:5], *layout.values) if index is not None]
-    lines: list[npt.NDArray[np.int64]] = []
-    symbols: list[npt.NDArray[np.int64]] = []
-    moments: list[npt.NDArray[np.int64]] = []
-    values: list[npt.NDArray[np.float64]] = []
-    paused: list[npt.NDArray[np.bool_]] = []
+    # Of each chunk: lines, symbols, moments, values, paused; the first one is for a file of none.
+    parts: list[tuple[npt.NDArray[Any], ...]] = [_NO_ROWS]
     texts: dict[tuple[int, int], str] = {}
     ragged: list[tuple[int, str]] = []
     n = 0
     for chunk in file.chunks(wanted):
         column = dict(zip(wanted, chunk.columns, strict=True))
         rows = len(chunk.lines)
-        lines.append(np.asarray(chunk.lines, np.int64))
-        symbols.append(_symbol_codes(column, layout, _symbol_of(path), rows, names))
         times = None if layout.time is None else to_texts(column[layout.time])
-        moments.append(parser.parse(to_texts(column[layout.date]), times))
-        values.append(_values(column, layout, rows, n, texts))
-        paused.append(_flags(None if layout.paused is None else column[layout.paused], rows))
+        parts.append(
+            (
+                np.asarray(chunk.lines, np.int64),
+                _symbol_codes(column, layout, _symbol_of(path), rows, names),
+                parser.parse(to_texts(column[layout.date]), times),
+                _values(column, layout, rows, n, texts),
+                _flags(None if layout.paused is None else column[layout.paused], rows),
+            )
+        )
         ragged += chunk.ragged
         n += rows
     if not n and not ragged:
         raise DataError(
             f'{path}: the file is empty: a header and no rows; fetch it again, or remove it'
         )
-    return _Rows(
-        path,
-        np.concatenate([np.zeros(0, np.int64), *lines]),
-        np.concatenate([np.zeros(0, np.int64), *symbols]),
-        np.concatenate([np.zeros(0, np.int64), *moments]),
-        np.concatenate([np.zeros((len(BAR_FIELDS), 0)), *values], axis=1),
-        np.concatenate([np.zeros(0, np.bool_), *paused]),
-        texts,
-        layout.scale,
-        ragged,
+    lines, symbol, moment, values, paused = (
+        np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True)
     )
+    return _Rows(path, lines, symbol, moment, values, paused, texts, layout.scale, ragged)
 
 
 def _symbol_codes(

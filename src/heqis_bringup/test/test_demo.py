@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`heqis demo` and `heqis up`: what they refuse, how a run takes its course, one real graph."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from heqis_bringup import up
+from heqis_bringup.ament import find_executable
+from heqis_bringup.cli import main
+from heqis_bringup.course import QUICK_ENDS, START_LIMIT_S, Course, expected_nodes
+from heqis_bringup.demo_setup import (
+    DataChoice,
+    choose_domain,
+    free_endpoints,
+    train,
+    training_command,
+)
+from heqis_bringup.graph_state import GraphState
+from heqis_bringup.launch_file import load_launch
+from heqis_bringup.launch_runner import ProcessView
+from heqis_core.control import NodeBeat, ProcessBeat
+from heqis_core.errors import ConfigError, HeqisError
+from heqis_core.testing import wait_until
+
+ROOT = Path(__file__).resolve().parents[3]
+RUNNING = [ProcessView('gateway', 1, 0, None, ())]
+
+
+def hear(state: GraphState, now_s: float, node_state: int = 3, **counters: int) -> GraphState:
+    """Let a gateway be heard once more."""
+    view = state.nodes.get('gateway')
+    count = view.counters.get('heard', 0) + 1 if view else 1
+    node = NodeBeat(
+        '/heqis/gateway', node_state, counters={**counters, 'heard': count}, info='why'
+    )
+    state.beat(ProcessBeat('gateway', 'gateway', 'h', 1, 1, count, 0, 'b', nodes=(node,)), now_s)
+    return state
+
+
+def step(course: Course, now_s: float, state: GraphState, **more: object) -> tuple[str, bool]:
+    processes = more.get('processes', RUNNING)
+    return course.update(now_s, 100.0, state, processes, bool(more.get('stop')))  # type: ignore[arg-type]
+
+
+def test_a_run_comes_up_streams_and_finishes() -> None:
+    course, state = Course(('gateway',), 30.0), GraphState()
+    assert step(course, 101.0, state) == ('starting, 0 of 1 nodes active', True)
+    hear(state, 102.0, frames_open=3)
+    assert step(course, 102.0, state) == ('streaming', True)
+    state.signalled(104.5, [('A', 'BUY', 0.1)])
+    hear(state, 105.0, source_done=1, frames_open=0)
+    assert step(course, 105.0, state) == ('ending (finished)', False)
+    assert course.seconds == {'up': 2.0, 'first_signal': 4.5}
+    assert (course.reason, course.problems) == ('finished', [])
+
+
+def test_duration_and_signals_end_a_good_run_well() -> None:
+    for stop, now_s, reason in ((False, 130.0, 'duration'), (True, 110.0, 'interrupted')):
+        course, state = Course(('gateway',), 30.0), GraphState()
+        step(course, 102.0, hear(state, 102.0))
+        assert step(course, now_s, state, stop=stop) == (f'ending ({reason})', False)
+        assert course.problems == []
+
+
+def test_a_graph_that_is_not_up_in_time_says_what_it_waits_for() -> None:
+    course, state = Course(('gateway', 'compute'), 1000.0), GraphState()
+    hear(state, 100.0 + START_LIMIT_S, node_state=1)
+    assert step(course, 100.0 + START_LIMIT_S + 0.1, state) == ('ending (failed)', False)
+    (problem,) = course.problems
+    assert 'gateway unconfigured (why); compute not heard' in problem
+
+
+def test_a_run_shorter_than_the_start_is_a_problem() -> None:
+    course = Course(('gateway',), 5.0)
+    assert step(course, 105.0, GraphState()) == ('ending (duration)', False)
+    assert 'did not come up within 5 s: gateway not heard' in course.problems[0]
+
+
+def test_a_process_that_keeps_ending_is_named_with_its_last_words() -> None:
+    course, state = Course(('gateway',), 1000.0), GraphState()
+    view = ProcessView('journal', None, QUICK_ENDS, 1, ('port 5558 is taken', '  '))
+    assert step(course, 103.0, state, processes=[*RUNNING, view])[1] is False
+    assert course.problems == [
+        f'journal ended {QUICK_ENDS} times; its last words: port 5558 is taken'
+    ]
+
+
+def test_restarts_in_mid_stream_are_no_problem() -> None:
+    course, state = Course(('gateway',), 1000.0), GraphState()
+    step(course, 102.0, hear(state, 102.0))
+    view = ProcessView('compute', 2, QUICK_ENDS + 1, -9, ())
+    assert step(course, 103.0, state, processes=[view]) == ('streaming', True)
+
+
+def test_the_shipped_graph_names_the_nodes_that_launch_starts() -> None:
+    nodes = expected_nodes(ROOT / 'config' / 'graph.yaml')
+    assert set(nodes) == {
+        *('gateway', 'bridge', 'risk_gate', 'journal', 'supervisor', 'gateway_agent'),
+        *('compute', 'compute_agent'),
+    }
+    plan = load_launch(
+        ROOT / 'launch' / 'all.launch.yaml', find_share=lambda p: pytest.fail(f'asked for {p}')
+    )
+    assert len(plan.processes) == 6
+
+
+@pytest.mark.parametrize('text', ['', 'boards: {}', 'boards: {a: 1}', 'x: [', '- 1'])
+def test_a_graph_file_that_describes_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / 'graph.yaml'
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r'graph\.yaml'):
+        expected_nodes(path)
+
+
+def test_the_training_command_names_data_or_simulator(tmp_path: Path) -> None:
+    words = training_command(DataChoice(None, 5, 3), tmp_path, None)
+    assert words[words.index('train') :] == [
+        *('train', '--json', '--out', str(tmp_path), '--seed', '3'),
+        *('--simulate', '1500', '--symbols', '5'),
+    ]
+    words = training_command(DataChoice(Path('d'), 8, 7), tmp_path, 2)
+    assert words[-4:] == ['--data', 'd', '--epochs', '2']
+
+
+def test_training_returns_the_bundle_that_its_last_line_names() -> None:
+    script = 'print("noise"); print(\'{"bundle": {"path": "/some/bundle"}}\')'
+    assert train([sys.executable, '-c', script], lambda: False) == Path('/some/bundle')
+
+
+@pytest.mark.parametrize(
+    ('script', 'text'),
+    [
+        ('raise SystemExit(3)', 'exit status 3'),
+        ('pass', 'named no bundle'),
+        ('print("{}")', 'named no bundle'),
+    ],
+)
+def test_a_training_that_fails_is_an_error(script: str, text: str) -> None:
+    with pytest.raises(HeqisError, match=text):
+        train([sys.executable, '-c', script], lambda: False)
+
+
+def test_a_training_ends_when_the_run_is_stopped() -> None:
+    began_s = time.monotonic()
+    with pytest.raises(HeqisError, match='interrupted during the training'):
+        train(
+            [sys.executable, '-c', 'import time; time.sleep(60)'],
+            lambda: time.monotonic() - began_s > 0.3,
+        )
+    assert time.monotonic() - began_s < 10
+
+
+def test_endpoints_are_free_different_and_leave_given_ones_alone() -> None:
+    chosen = free_endpoints(('a', 'b', 'c'), {'b': 'tcp://127.0.0.1:1'})
+    assert set(chosen) == {'a', 'c'}
+    ports = {int(text.rpartition(':')[2]) for text in chosen.values()}
+    assert len(ports) == 2
+    for port in ports:
+        with socket.socket() as server:
+            server.bind(('127.0.0.1', port))
+
+
+def test_the_domain_is_the_given_one_or_a_free_one() -> None:
+    assert choose_domain('42') == 42
+    domain = choose_domain(None)
+    assert 1 <= domain <= 101
+    for text in ('233', '-1', 'x'):
+        with pytest.raises(ConfigError, match=text):
+            choose_domain(text)
+
+
+@pytest.mark.parametrize(
+    ('words', 'text'),
+    [
+        (['--data', '/no/such/folder'], '/no/such/folder'),
+        (['--data', '/', '--symbols', '3'], '--symbols'),
+        (['--pace', '-1'], '--pace is -1.0'),
+        (['--pace', 'nan'], '--pace is nan'),
+        (['--symbols', '0'], '--symbols is 0'),
+        (['--duration', '-3'], '--duration'),
+    ],
+)
+def test_impossible_wishes_are_refused_before_anything_starts(
+    words: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    needs_installed_commands()
+    monkeypatch.chdir(tmp_path)
+    assert main(['demo', *words]) == 2
+    assert text in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('words', 'text'),
+    [
+        (['gatway'], 'gatway'),
+        (['all', 'pase:=1'], "declares no argument 'pase'"),
+        (['all', 'pace=1'], 'name:=value'),
+        (['replay'], 'data:=value'),
+        (['all', 'transport:=udp'], 'zmq, dds'),
+    ],
+)
+def test_up_refuses_what_the_launch_file_does_not_know(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs_installed_commands()
+    assert main(['up', *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('target', up.TARGETS)
+def test_up_lists_the_launch_arguments(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_installed_commands()
+    assert main(['up', target, '--show-args']) == 0
+    out = capsys.readouterr().out
+    assert '  namespace ' in out
+    assert '(zmq | dds); default ' in out
+
+
+def test_a_stop_signal_is_seen_and_the_second_one_is_urgent() -> None:
+    seen: list[bool] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with up.stop_signals(seen.append) as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: len(seen) == 2, 5, 'both signals')
+        assert stopped()
+    assert seen == [False, True]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def needs_installed_commands() -> None:
+    from heqis_bringup.cli import entry_points
+
+    if not {'demo', 'up'} <= set(entry_points()):
+        pytest.skip('the workspace is not built and sourced: no entry points')
+
+
+def needs_the_graph() -> None:
+    for package, executable in (
+        ('heqis_gateway', 'gateway'),
+        ('heqis_supervisor', 'supervisor'),
+        ('heqis_compute', 'compute'),
+    ):
+        try:
+            find_executable(package, executable)
+        except ConfigError as error:
+            pytest.skip(f'the graph is not installed: {error}')
+    needs_installed_commands()

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compute node: which bundles it refuses and why, holding without a supervisor, swapping."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from rclpy.lifecycle import TransitionCallbackReturn as Result
+from rclpy.node import Node
+
+from heqis_compute.compute_node import ComputeNode
+from heqis_core.bars import BarTable
+from heqis_core.bundle import Bundle
+from heqis_core.decision import Decisions
+from heqis_core.frame import FeatureFrame
+from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.zmq_link import GatewayLink
+from heqis_core.link import MissedReply
+from heqis_core.manifest import FileEntry, Manifest
+from heqis_core.simulator import MarketSimulator
+from heqis_core.testing import free_port, wait_until
+from heqis_core.testing_bundle import write_test_bundle
+from heqis_msgs.msg import Heartbeat
+from heqis_msgs.srv import SwapBundle
+from heqis_ros import qos
+from heqis_ros.testing import Graph, ros_graph
+
+N = 40
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_test_bundle(tmp_path / 'bundles')
+
+
+def endpoints() -> dict[str, str]:
+    names = ('frames_endpoint', 'decisions_endpoint', 'requests_endpoint')
+    return {name: f'tcp://127.0.0.1:{free_port()}' for name in names}
+
+
+@contextmanager
+def compute(**params: object) -> Iterator[tuple[Graph, ComputeNode]]:
+    with ros_graph(params) as graph:
+        yield graph, graph.add(ComputeNode())
+
+
+def refusal(bundle: Path | str, **params: object) -> str:
+    """Return why the node does not configure with a bundle; it stays unconfigured."""
+    with compute(bundle=str(bundle), **{**endpoints(), **params}) as (_, node):
+        assert node.trigger_configure() == Result.FAILURE
+        assert node.state == 1
+        return str(node.status().info)
+
+
+def alter(bundle: Path, **changes: Any) -> None:
+    """Change fields of the manifest and give it the id that fits."""
+    path = bundle / 'manifest.json'
+    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    manifest = msgspec.structs.replace(manifest, **changes)
+    manifest = msgspec.structs.replace(manifest, bundle_id=manifest.content_id())
+    path.write_bytes(msgspec.json.encode(manifest))
+
+
+def test_no_bundle_is_refused_with_what_to_do():
+    assert 'heqis train' in refusal('')
+
+
+def test_a_missing_bundle_is_refused_by_path(tmp_path):
+    assert str(tmp_path / 'nowhere') in refusal(tmp_path / 'nowhere')
+
+
+def test_an_altered_model_file_is_refused_by_name_and_hash(bundle):
+    model = bundle / 'linear.onnx'
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(bytes(data))
+    why = refusal(bundle)
+    assert 'linear.onnx' in why
+    assert 'sha256' in why
+
+
+def test_a_truncated_file_is_refused_by_name_and_size(bundle):
+    model = bundle / 'encoder.onnx'
+    model.write_bytes(model.read_bytes()[:-10])
+    why = refusal(bundle)
+    assert 'encoder.onnx' in why
+    assert 'bytes' in why
+
+
+def test_a_manifest_with_another_feature_spec_is_refused_by_field(bundle):
+    features = Bundle.load(bundle).manifest.features
+    alter(bundle, features=msgspec.structs.replace(features, spec_id='0' * 16))
+    assert 'spec' in refusal(bundle)
+
+
+def test_a_bundle_whose_golden_output_differs_is_refused_by_model_and_output(tmp_path):
+    bundle = write_test_bundle(tmp_path / 'bundles')
+    golden = bundle / 'golden.npz'
+    with np.load(golden) as arrays:
+        changed = dict(arrays)
+    changed['linear/log_return'] = changed['linear/log_return'] + np.float32(0.5)
+    files = Bundle.load(bundle).manifest.files
+    np.savez(golden, **changed)
+    # Hashes that fit: only running the model can tell.
+    data = golden.read_bytes()
+    entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+    alter(bundle, files={**files, 'golden.npz': entry})
+    why = refusal(bundle)
+    assert 'golden' in why
+    assert 'linear' in why
+    assert 'log_return' in why
+
+
+def test_a_port_that_is_taken_is_named_and_a_later_try_works(bundle):
+    ports = endpoints()
+    with zmq.Context() as context, context.socket(zmq.PULL) as taken:
+        taken.bind(ports['frames_endpoint'])
+        with compute(bundle=str(bundle), **ports) as (_, node):
+            assert node.trigger_configure() == Result.FAILURE
+            assert ports['frames_endpoint'] in node.status().info
+            taken.unbind(ports['frames_endpoint'])
+            wait_until(lambda: node.trigger_configure() == Result.SUCCESS, 5)
+
+
+def test_an_open_endpoint_without_keys_is_refused(bundle):
+    assert 'key' in refusal(bundle, frames_endpoint='tcp://0.0.0.0:0').lower()
+
+
+class Gateway:
+    """The other end of the link, with frames in its ring."""
+
+    def __init__(self, bundle: Path, ports: dict[str, str]) -> None:
+        simulator = MarketSimulator(3, seed=1)
+        table = BarTable.from_blocks([simulator.next_block() for _ in range(N)])
+        loaded = Bundle.load(bundle)
+        encoder = OrtEngine()
+        assert loaded.encoder_path is not None
+        encoder.load(loaded.encoder_path)
+        pipeline = loaded.pipeline(table.symbols, encoder)
+        features_id = loaded.features_id('onnxruntime')
+        self.frames = [
+            FeatureFrame(
+                'daily', 1, seq, int(table.event_time_ns[seq]), 0, features_id, table.symbols,
+                pipeline.step(seq, table.block(seq)),
+            )
+            for seq in range(N)
+        ]  # fmt: skip
+        self.link = GatewayLink(*ports.values())
+        self.got: dict[int, Decisions] = {}
+
+    def close(self) -> None:
+        self.link.close()
+
+    def step(self, graph: Graph) -> None:
+        graph.executor.spin_once(timeout_sec=0.0)
+        self.link.serve(
+            lambda r: MissedReply(1, 0, N, 0, self.frames[r.first_seq : r.last_seq + 1]), 5
+        )
+        decisions = self.link.recv_decisions(5)
+        if decisions is not None:
+            self.got[decisions.seq] = decisions
+
+    def send(self, graph: Graph, seqs: range) -> None:
+        for seq in seqs:
+            wait_until(lambda seq=seq: self.link.send(self.frames[seq], 50), 5)
+            self.step(graph)
+
+    def receive(self, graph: Graph, n: int) -> None:
+        def enough() -> bool:
+            self.step(graph)
+            return len(self.got) >= n
+
+        wait_until(enough, 10, f'{n} answers')
+
+
+def test_frames_are_answered_only_while_a_supervisor_is_heard(bundle):
+    ports = endpoints()
+    with (
+        compute(bundle=str(bundle), supervisor_lease_ms=300, **ports) as (graph, node),
+        closing(Gateway(bundle, ports)) as gateway,
+    ):
+        assert node.trigger_configure() == Result.SUCCESS
+        assert node.trigger_activate() == Result.SUCCESS
+        beat = graph.add(Node('supervisor'))
+        pub = beat.create_publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
+        graph.spin_until(lambda: pub.get_subscription_count() > 0)
+        graph.spin_until(
+            lambda: node.vitals.counters().get('holding') == 1, what='holding at first'
+        )
+        hold = {'now': False}
+        timer = beat.create_timer(
+            0.05, lambda: pub.publish(Heartbeat(process='supervisor', hold=hold['now']))
+        )
+        graph.spin_until(
+            lambda: node.vitals.counters().get('holding') == 0, what='a supervisor is heard'
+        )
+        gateway.send(graph, range(20))
+        gateway.receive(graph, 20)
+        hold['now'] = True
+        graph.spin_until(
+            lambda: node.vitals.counters().get('holding') == 1, what='held by the supervisor'
+        )
+        hold['now'] = False
+        graph.spin_until(lambda: node.vitals.counters().get('holding') == 0)
+        beat.destroy_timer(timer)
+        graph.spin_until(
+            lambda: node.vitals.counters().get('holding') == 1, what='the supervisor is silent'
+        )
+
+
+def test_a_swap_is_verified_first_and_the_old_bundle_goes_on_if_refused(bundle, tmp_path):
+    ports = endpoints()
+    with (
+        compute(bundle=str(bundle), require_supervisor=False, **ports) as (graph, node),
+        closing(Gateway(bundle, ports)) as gateway,
+    ):
+        assert node.trigger_configure() == Result.SUCCESS
+        assert node.trigger_activate() == Result.SUCCESS
+        gateway.send(graph, range(15))
+        gateway.receive(graph, 15)
+        caller = graph.add(Node('caller'))
+        client = caller.create_client(SwapBundle, 'compute/swap_bundle')
+        graph.spin_until(client.service_is_ready)
+
+        def swap(path: Path) -> SwapBundle.Response:
+            future = client.call_async(SwapBundle.Request(path=str(path)))
+            graph.spin_until(future.done)
+            return future.result()
+
+        other = write_test_bundle(tmp_path / 'other', seed=1)
+        refused = swap(other)
+        assert not refused.accepted
+        assert other.name in refused.message
+        assert refused.bundle_id == bundle.name
+        accepted = swap(write_test_bundle(tmp_path / 'same', valid_for_s=60.0))
+        assert accepted.accepted, accepted.message
+        assert accepted.bundle_id != bundle.name
+        gateway.send(graph, range(15, N))
+        gateway.receive(graph, N)
+        ids = [gateway.got[seq].bundle_id for seq in range(N)]
+        assert ids[:15] == [bundle.name] * 15
+        assert ids[15:] == [accepted.bundle_id] * (N - 15)
+        assert (gateway.got[15].action != 0).any()
