@@ -115,7 +115,7 @@ def graph() -> Iterator[Graph]:
 
 @pytest.fixture
 def sender(graph) -> Callable[[str], Callable[[str], None]]:
-    """Return a function that gives, for a topic of events with one reader, a function that sends."""
+    """Return a function that connects to the one reader of a topic and returns a sender."""
 
     def connect(topic: str) -> Callable[[str], None]:
         pub = graph.add(Node('sender')).create_publisher(Event, topic, qos.EVENTS)

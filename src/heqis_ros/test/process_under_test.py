@@ -34,6 +34,7 @@ class Probe(ManagedNode):
             time.sleep(60.0)
         elif msg.text == 'deafen':
             self.deaf = True
+            self.set_info('deaf')
         elif msg.text == 'hold':
             self.hold = True
         elif msg.text == 'fault':
