@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print(f'heqis up: {target} by ros2 launch', flush=True)
         # The time-outs make every process gone within 5 s, as with our own runner.
         words += ['sigterm_timeout:=2', 'sigkill_timeout:=1.5']
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` would have it ignored
         os.execvp('ros2', ['ros2', 'launch', str(path), *words])
     why = 'as asked' if args.runner else 'no usable ros2 launch on this machine'
     print(f'heqis up: {target} by the runner of HEQIS ({why}), logs in {args.log_dir}', flush=True)

@@ -135,8 +135,9 @@ def _judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
     mind = _check_kill(turn, key)
     trouble = mind.trouble
     busy = any(_busy(turn, turn.rules.nodes[name]) for name in rule.nodes)
+    asked = any(turn.nodes[name].running for name in rule.nodes)
     silent = turn.now - mind.heard_s
-    if silent > (rule.busy_lease_s if busy else rule.lease_s):
+    if silent > (rule.busy_lease_s if busy or asked else rule.lease_s):
         trouble = trouble if trouble.startswith('lost') else f'lost: silent for {silent:.1f} s'
     elif trouble.startswith('lost'):
         trouble = ''  # it speaks again
@@ -187,11 +188,12 @@ def _check_kill(turn: Turn, key: str) -> ProcessMind:
 
 
 def _busy(turn: Turn, rule: NodeRule) -> bool:
-    """Whether a transition runs, ours or one that was found running, and may still do so."""
+    """Whether a transition has begun, ours or one that was found running, and may still run."""
     mind = turn.nodes[rule.name]
-    if mind.running is not None:
-        return True
-    return mind.state == NodeState.TRANSITIONING and turn.now - mind.since_s < rule.configure_s
+    running = mind.running
+    configures = running is None or running.transition == Transition.CONFIGURE
+    limit = rule.configure_s if configures else rule.transition_s
+    return mind.state == NodeState.TRANSITIONING and turn.now - mind.since_s < limit
 
 
 def _hung(turn: Turn, rule: ProcessRule, busy: bool) -> str:
