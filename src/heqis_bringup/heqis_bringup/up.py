@@ -75,11 +75,15 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` would have it ignored
         os.execvp('ros2', ['ros2', 'launch', str(path), *words])
     why = 'as asked' if args.runner else 'no usable ros2 launch on this machine'
-    print(f'heqis up: {target} by the runner of HEQIS ({why}), logs in {args.log_dir}', flush=True)
     runner = LaunchRunner(plan.processes, args.log_dir, console=_console)
-    with stop_signals(lambda again: runner.stop(now=again)) as stopped, runner:
-        while not runner.join(0.2):
-            pass
+    with stop_signals(lambda again: runner.stop(now=again)) as stopped:
+        print(
+            f'heqis up: {target} by the runner of HEQIS ({why}), logs in {args.log_dir}',
+            flush=True,
+        )
+        with runner:
+            while not runner.join(0.2):
+                pass
     return 0 if stopped() else 1
 
 

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`heqis demo` and `heqis up`: what they refuse, how a run takes its course, one real graph."""
+"""`heqis demo`: what it refuses, how a run takes its course, and one real graph."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import sys
 import time
@@ -12,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from heqis_bringup import up
 from heqis_bringup.ament import find_executable
 from heqis_bringup.cli import main
 from heqis_bringup.course import QUICK_ENDS, START_LIMIT_S, Course, expected_nodes
@@ -28,7 +25,6 @@ from heqis_bringup.launch_file import load_launch
 from heqis_bringup.launch_runner import ProcessView
 from heqis_core.control import NodeBeat, ProcessBeat
 from heqis_core.errors import ConfigError, HeqisError
-from heqis_core.testing import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNNING = [ProcessView('gateway', 1, 0, None, ())]
@@ -197,46 +193,6 @@ def test_impossible_wishes_are_refused_before_anything_starts(
     assert main(['demo', *words]) == 2
     assert text in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ('words', 'text'),
-    [
-        (['gatway'], 'gatway'),
-        (['all', 'pase:=1'], "declares no argument 'pase'"),
-        (['all', 'pace=1'], 'name:=value'),
-        (['replay'], 'data:=value'),
-        (['all', 'transport:=udp'], 'zmq, dds'),
-    ],
-)
-def test_up_refuses_what_the_launch_file_does_not_know(
-    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    needs_installed_commands()
-    assert main(['up', *words]) == 2
-    assert text in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('target', up.TARGETS)
-def test_up_lists_the_launch_arguments(target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    needs_installed_commands()
-    assert main(['up', target, '--show-args']) == 0
-    out = capsys.readouterr().out
-    assert '  namespace ' in out
-    assert '(zmq | dds); default ' in out
-
-
-def test_a_stop_signal_is_seen_and_the_second_one_is_urgent() -> None:
-    seen: list[bool] = []
-    before = signal.getsignal(signal.SIGTERM)
-    with up.stop_signals(seen.append) as stopped:
-        assert not stopped()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        wait_until(lambda: len(seen) == 2, 5, 'both signals')
-        assert stopped()
-    assert seen == [False, True]
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def needs_installed_commands() -> None:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+
+from heqis_core.errors import DataError
 
 BAR_FIELDS = ('open', 'high', 'low', 'close', 'volume', 'amount')
 """Rows of `BarBlock.values`: prices and amount in CNY (or their currency), volume in shares."""
@@ -79,6 +81,24 @@ class BarTable:
             np.array([block.event_time_ns for block in blocks], np.int64),
             np.stack([block.values for block in blocks]),
             np.stack([block.status for block in blocks]),
+        )
+
+    def select(self, symbols: Iterable[str]) -> BarTable:
+        """Return the table of these symbols, sorted; event times that only others have stay.
+
+        Raises DataError that names the symbols that are not there.
+        """
+        names = tuple(sorted(set(symbols)))
+        unknown = [name for name in names if name not in self.symbols]
+        if unknown:
+            known = ', '.join(self.symbols[:8]) + (', …' if len(self.symbols) > 8 else '')
+            raise DataError(f'no bars of {", ".join(unknown)}; the data has {known}')
+        which = [self.symbols.index(name) for name in names]
+        return BarTable(
+            names,
+            self.event_time_ns,
+            np.ascontiguousarray(self.values[:, :, which]),
+            np.ascontiguousarray(self.status[:, which]),
         )
 
     def __len__(self) -> int:

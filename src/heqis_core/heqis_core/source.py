@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from heqis_core.bars import BarBlock, BarTable
 from heqis_core.errors import ConfigError, DataError
 from heqis_core.simulator import MarketSimulator
@@ -358,16 +356,6 @@ def _part(table: BarTable, config: SourceConfig) -> BarTable:
     Event times that only others have stay.
     """
     if not isinstance(config.symbols, int) and config.symbols:
-        unknown = [symbol for symbol in config.symbols if symbol not in table.symbols]
-        if unknown:
-            known = ', '.join(table.symbols[:8]) + (', ...' if len(table.symbols) > 8 else '')
-            raise ConfigError(
-                f'symbols: {", ".join(unknown)} not in {config.path}; it holds {known}'
-            )
-        names = tuple(sorted(set(config.symbols)))
-        which = np.array([table.symbols.index(name) for name in names])
-        table = BarTable(
-            names, table.event_time_ns, table.values[:, :, which], table.status[:, which]
-        )
+        table = table.select(config.symbols)
     n = config.limit or len(table)
     return BarTable(table.symbols, table.event_time_ns[:n], table.values[:n], table.status[:n])

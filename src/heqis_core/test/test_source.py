@@ -238,7 +238,7 @@ def test_symbols_and_limit_take_a_part_of_a_file(tmp_path: Path) -> None:
     assert source.symbols == ('B',)
     assert [block.status.tolist() for block in blocks] == [[0], [1]]
     assert blocks[1].values[:, 0].tolist()[:5] == [20, 21, 19, 20, 100]
-    with pytest.raises(ConfigError, match=r'symbols: C not in .*bars\.csv; it holds A, B'):
+    with pytest.raises(DataError, match=r'no bars of C; the data has A, B'):
         open_source(SourceConfig('file', path=path, symbols=('A', 'C')))
 
 

@@ -194,10 +194,10 @@ class GatedNode(LifecycleNode):
         except Exception as error:
             self._report_fault(where, error)
 
-    def _on_worker_failure(self, name: str, error: Exception) -> None:
+    def _on_worker_failure(self, name: str, error: BaseException) -> None:
         self._report_fault(f'worker {name}', error)
 
-    def _report_fault(self, where: str, error: Exception) -> None:
+    def _report_fault(self, where: str, error: BaseException) -> None:
         self._active = False
         self._log_failure(where, error)
         self._fault = self.vitals.failure
@@ -205,7 +205,7 @@ class GatedNode(LifecycleNode):
         with contextlib.suppress(RCLError, InvalidHandle):
             self._fault_guard.trigger()
 
-    def _log_failure(self, where: str, error: Exception) -> None:
+    def _log_failure(self, where: str, error: BaseException) -> None:
         self.vitals.failure = f'{where} failed: {type(error).__name__}: {one_line(error)}'
         self.vitals.count('failures')
         bug = not isinstance(error, HeqisError)

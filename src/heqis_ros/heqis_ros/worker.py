@@ -17,7 +17,7 @@ JOIN_S = 2.0
 class Workers:
     """The workers of one node."""
 
-    def __init__(self, prefix: str, on_failure: Callable[[str, Exception], None]) -> None:
+    def __init__(self, prefix: str, on_failure: Callable[[str, BaseException], None]) -> None:
         """Remember whom to tell, from the failing thread, when a worker ends with an exception."""
         self._prefix = prefix
         self._on_failure = on_failure
@@ -54,9 +54,7 @@ class Workers:
     def _run(self, name: str, target: Target, stop: threading.Event) -> None:
         try:
             target(stop)
-        except (
-            Exception
-        ) as error:  # the report is the whole point: nothing a worker raises may vanish
+        except BaseException as error:  # nothing that a worker raises may vanish, SystemExit too
             self._on_failure(name, error)
 
     def request_stop(self) -> None:

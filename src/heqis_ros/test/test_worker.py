@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -48,6 +49,13 @@ def test_a_failure_is_told_from_its_thread_and_ends_only_that_worker():
     assert failures == [('bad', "IndexError('list index out of range')")]
     wait_until(lambda: workers.alive() == ['good'], 5.0)
     assert workers.stop() == []
+
+
+def test_even_an_exit_is_told():
+    failures, workers = collect()
+    workers.add('quitter', lambda stop: sys.exit(3))
+    workers.start()
+    wait_until(lambda: failures == [('quitter', 'SystemExit(3)')], 5.0)
 
 
 def test_all_workers_share_the_deadline_and_the_deaf_are_named(monkeypatch):

@@ -172,7 +172,7 @@ def _load(args: argparse.Namespace, console: Console) -> BarTable:
         if any(cleaning.counts.values()):
             console.print(f'rejected rows: {cleaning.counts}')
         if args.symbols:
-            table = tables.select(table, args.symbols)
+            table = table.select(args.symbols)
     console.print(f'{len(table)} event times of {len(table.symbols)} symbols')
     return table
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from heqis_core.bars import BarStatus
-from heqis_core.errors import ConfigError, DataError
+from heqis_core.errors import ConfigError
 from heqis_core.simulator import MarketSimulator
 from heqis_training import tables
 
@@ -35,24 +34,3 @@ def test_the_seed_decides_and_a_longer_run_begins_like_a_shorter_one() -> None:
 def test_no_bar_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match='0 simulated bars, expected at least 1'):
         tables.simulate(3, 0, 1)
-
-
-def test_a_choice_keeps_the_bars_of_the_chosen_and_nothing_else() -> None:
-    table = tables.simulate(5, 40, 1)
-    names = [table.symbols[3], table.symbols[1]]
-    chosen = tables.select(table, names)
-    assert chosen.symbols == tuple(sorted(names))
-    np.testing.assert_array_equal(chosen.values, table.values[:, :, [1, 3]])
-    np.testing.assert_array_equal(chosen.status, table.status[:, [1, 3]])
-
-
-def test_event_times_at_which_no_chosen_symbol_has_a_bar_stay() -> None:
-    table = tables.simulate(2, 10, 1)
-    table.status[4, 0] = BarStatus.NO_BAR
-    assert len(tables.select(table, [table.symbols[0]])) == 10
-
-
-def test_an_unknown_symbol_is_named_with_some_that_are_there() -> None:
-    table = tables.simulate(2, 5, 1)
-    with pytest.raises(DataError, match=rf"no bars of \['XX'\]; the data has {table.symbols[0]}"):
-        tables.select(table, [table.symbols[0], 'XX'])

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`heqis up`: what it refuses and lists, and which of ros2 launch and the runner it takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heqis_bringup import up
+from heqis_bringup.cli import entry_points, main
+from heqis_core.testing import wait_until
+
+PROGRAMS = {
+    'heqis_gateway': ('gateway',),
+    'heqis_supervisor': ('journal', 'supervisor', 'agent'),
+    'heqis_compute': ('compute',),
+}
+
+
+@pytest.fixture(autouse=True)
+def needs_installed_commands() -> None:
+    if 'up' not in entry_points():
+        pytest.skip('the workspace is not built and sourced: no entry points')
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a machine whose nodes are little programs, without `ros2`."""
+    prefix = tmp_path / 'prefix'
+    index = prefix / 'share/ament_index/resource_index/packages'
+    index.mkdir(parents=True)
+    for package, names in PROGRAMS.items():
+        (index / package).touch()
+        folder = prefix / 'lib' / package
+        folder.mkdir(parents=True)
+        for name in names:
+            script(folder / name, 'echo "$0 $*"; exec sleep 60')
+    bin_folder = tmp_path / 'bin'
+    bin_folder.mkdir()
+    ament = f'{prefix}{os.pathsep}{os.environ["AMENT_PREFIX_PATH"]}'
+    return {**os.environ, 'AMENT_PREFIX_PATH': ament, 'PATH': f'{bin_folder}:/usr/bin:/bin'}
+
+
+def script(path: Path, body: str) -> None:
+    path.write_text(f'#!/bin/sh\n{body}\n', encoding='utf-8')
+    path.chmod(0o755)
+
+
+def heqis_up(machine: dict[str, str], folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'heqis_bringup.cli', 'up', *words],
+        env=machine,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_ros2_launch_that_works_takes_over(machine: dict[str, str], tmp_path: Path) -> None:
+    script(tmp_path / 'bin/ros2', '[ "$2" = --help ] && exit 0; echo "ros2 got: $*"; exit 5')
+    with heqis_up(machine, tmp_path, 'gateway', 'pace:=0') as process:
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 5
+    first, second = out.splitlines()
+    assert first == 'heqis up: gateway by ros2 launch'
+    words = second.split()
+    assert words[2] == 'launch'
+    assert words[3].endswith('/launch/gateway.launch.yaml')
+    assert words[4:] == ['pace:=0', 'sigterm_timeout:=2', 'sigkill_timeout:=1.5']
+
+
+@pytest.mark.parametrize('broken', [True, False])
+def test_without_a_working_ros2_launch_the_runner_starts_the_processes_and_ends_them(
+    machine: dict[str, str], tmp_path: Path, broken: bool
+) -> None:
+    if broken:
+        script(tmp_path / 'bin/ros2', 'exit 1')
+    with heqis_up(machine, tmp_path, 'compute', 'namespace:=lab') as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while sum('__ns:=/lab' in line for line in lines) < 2:
+            line = process.stdout.readline()
+            assert line, lines
+            lines.append(line)
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert 'compute by the runner of HEQIS (no usable ros2 launch on this machine)' in lines[0]
+    names = {line.split('] ')[0] for line in lines[1:] if '__ns' in line}
+    assert names == {'[compute', '[compute_agent'}
+    assert rest.count('ended (signal 2)') == 2
+    assert '__ns:=/lab' in (tmp_path / 'run/log/compute.log').read_text()
+
+
+def test_the_runner_can_be_forced(machine: dict[str, str], tmp_path: Path) -> None:
+    script(tmp_path / 'bin/ros2', 'exit 0')
+    with heqis_up(machine, tmp_path, 'compute', '--runner') as process:
+        assert process.stdout is not None
+        assert 'by the runner of HEQIS (as asked)' in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ('words', 'text'),
+    [
+        (['gatway'], 'gatway'),
+        (['all', 'pase:=1'], "declares no argument 'pase'"),
+        (['all', 'pace=1'], 'name:=value'),
+        (['replay'], 'data:=value'),
+        (['all', 'transport:=udp'], 'zmq, dds'),
+    ],
+)
+def test_up_refuses_what_the_launch_file_does_not_know(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(['up', *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('target', up.TARGETS)
+def test_up_lists_the_launch_arguments(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['up', target, '--show-args']) == 0
+    out = capsys.readouterr().out
+    assert '  namespace ' in out
+    assert '(zmq | dds); default ' in out
+
+
+def test_a_stop_signal_is_seen_and_the_second_one_is_urgent() -> None:
+    seen: list[bool] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with up.stop_signals(seen.append) as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: len(seen) == 2, 5, 'both signals')
+        assert stopped()
+    assert seen == [False, True]
+    assert signal.getsignal(signal.SIGTERM) is before
