@@ -4,12 +4,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # What `make demo`, `make bench` and `make test` understand, on the command line or from the environment.
-export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS ARGS NAME JSON PACKAGES
+export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS LIMIT RUN_DIR ARGS NAME JSON PACKAGES
 
 .PHONY: help setup build demo test lint format bench docs clean distclean
 
 help: ## show this list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: ## create .venv with the pinned packages and build the workspace (PYTHON=python3.12 chooses one)
 	@exec scripts/setup.sh
@@ -17,7 +17,7 @@ setup: ## create .venv with the pinned packages and build the workspace (PYTHON=
 build: setup ## build every package again
 	@exec scripts/build.sh --all
 
-demo: setup ## run the whole graph: DATA= DURATION= TRANSPORT=zmq|dds BUNDLE= REPORT= SYMBOLS= PACE= SEED= EPOCHS= ARGS=
+demo: setup ## run the whole graph: DATA= DURATION= TRANSPORT=zmq|dds BUNDLE= REPORT= SYMBOLS= PACE= SEED= EPOCHS= LIMIT= RUN_DIR= ARGS=
 	@exec scripts/demo.sh
 
 test: setup ## run every test and gate, and end with one line: N passed, N failed (PACKAGES="heqis_core ...")
@@ -37,7 +37,7 @@ docs: setup ## write the generated parts of docs/
 
 clean: ## remove what was built and what runs left behind
 	@rm -rf build install log run output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	@find src benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2> /dev/null || true
+	@find src scripts benchmarks \( -name __pycache__ -o -name .hypothesis \) -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
 distclean: clean ## remove the environment too
 	@rm -rf .venv

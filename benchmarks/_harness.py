@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark shares: its options, the printed table and the JSON form. No measuring lives here.
+"""What every benchmark shares: options, printed table and JSON form. No measuring lives here.
 
 A benchmark is one file beside this one: it gives `main` its name and a function that measures and
 returns rows. `make bench NAME=latency JSON=file.json` runs it.
@@ -32,7 +32,7 @@ class Row:
         value: ours.
         floor: the same work without us, measured in the same run: nothing of ours can beat it.
         peer: the same work by other software, measured in the same run.
-        ratio: value against the floor, else against the peer; paired and interleaved where that was possible.
+        ratio: value against the floor, else against the peer; paired where that was possible.
         aim: the ratio (or, without one, the value) that we want at most.
         reached: whether it is.
     """
@@ -54,7 +54,7 @@ class Row:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios of interleaved rounds: slow phases of the machine cancel out."""
+    """Return the median ratio of interleaved rounds: slow phases of the machine cancel out."""
     return float(np.median(np.asarray(ours) / np.asarray(theirs)))
 
 
@@ -80,12 +80,15 @@ def main(
     """Measure, print the table, write the JSON; return the exit status."""
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures there')
-    parser.add_argument('--quick', action='store_true', help='fewer rounds: a look, not a figure to quote')
+    parser.add_argument(
+        '--quick', action='store_true', help='fewer rounds: a look, not a figure to quote'
+    )
     options(parser)
     args = parser.parse_args()
     rows = measure(args)
     where = machine()
-    print(f'\n{name} · {where["processor"]} · {where["cores"]} cores · load {where["load"]} · Python {where["python"]}')
+    about = f'{where["processor"]} · {where["cores"]} cores · load {where["load"]}'
+    print(f'\n{name} · {about} · Python {where["python"]}')
     print(table(rows))
     if args.json is not None:
         document = {'name': name, 'machine': where, 'rows': [asdict(row) for row in rows]}

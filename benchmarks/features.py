@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features and windows: one step of a small and of a whole market, a batch, and gathering windows.
+"""Features and windows: one step of a small and of a whole market, a batch, gathering windows.
 
-The floor of a step is its kernel alone, without checks and without a fresh result; the peer is numpy,
-vectorised over the symbols, with the whole history at hand and no symbol ever suspended. The floor of
-the windows is one copy of the same bytes. Rounds are interleaved.
+The floor of a step is its kernel alone, without checks and without a fresh result; the peer is
+numpy, vectorised over the symbols, with the whole history at hand and no symbol ever suspended.
+The floor of the windows is one copy of the same bytes. Rounds are interleaved.
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ def step_rows(n_symbols: int, n_times: int) -> list[Row]:
     values, status = market(n_times, n_symbols), np.ones((n_times, n_symbols), np.uint8)
     ours, alone = FeatureState(spec, n_symbols), FeatureState(spec, n_symbols)
     peer = NumpyFeatures(values)
-    out = np.empty((n_symbols, len(spec.names)))
+    out = np.empty((1, n_symbols, len(spec.names)))
     times: dict[str, list[float]] = {'ours': [], 'kernel': [], 'numpy': []}
     for t in range(n_times):
-        arguments = (*alone._program[:3], values[t], status[t], alone._state, out, 0, n_symbols)
+        arguments = (*alone._program[:3], values[t : t + 1], status[t : t + 1], alone._state, out)
         times['ours'].append(seconds(lambda: ours.step(values[t], status[t])))  # noqa: B023
-        times['kernel'].append(seconds(lambda: kernels.step(*arguments)))  # noqa: B023
+        times['kernel'].append(seconds(lambda: kernels.advance(*arguments)))  # noqa: B023
         times['numpy'].append(seconds(lambda: peer.step(t)))  # noqa: B023
     t = n_times - 1
     check = FeatureState(spec, n_symbols).batch(values, status)[t]

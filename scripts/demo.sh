@@ -7,9 +7,10 @@ set -euo pipefail
 cd "$HEQIS_ROOT"
 
 arguments=()
-for option in DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS; do
+for option in DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS LIMIT RUN_DIR; do
   if [[ -n ${!option:-} ]]; then
-    arguments+=("--${option,,}" "${!option}")
+    flag=${option,,}
+    arguments+=("--${flag//_/-}" "${!option}")
   fi
 done
 # shellcheck disable=SC2206  # ARGS holds several words

@@ -48,7 +48,7 @@ gate_docs() { python -m heqis_ros.param_docs --compare docs/parameters.md; }
 # The shipped parameter files hold nothing that a node would refuse.
 gate_config() {
   local files=()
-  mapfile -t files < <(find config -name '*.yaml' | sort)
+  mapfile -t files < <(grep -rl --include='*.yaml' '^ *ros__parameters:' config | sort)
   python -m heqis_ros.param_docs --check "${files[@]}"
 }
 

@@ -37,7 +37,7 @@ setup(
         *files_of('config'),
         *files_of('launch'),
     ],
-    install_requires=['heqis_core', 'psutil>=5.9', 'PyYAML>=5.4', 'rich>=13'],
+    install_requires=['heqis_core', 'numpy>=1.26', 'psutil>=5.9', 'PyYAML>=5.4', 'rich>=13'],
     extras_require={'test': ['pytest']},
     zip_safe=False,
     entry_points={

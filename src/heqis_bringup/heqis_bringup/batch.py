@@ -22,7 +22,7 @@ from heqis_core.errors import ConfigError
 from heqis_core.io.journal import Journal
 from heqis_core.io.ort_engine import OrtEngine
 from heqis_core.source import Source, SourceConfig, open_source
-from heqis_supervisor.risk_gate import RiskGate
+from heqis_supervisor.risk_gate import EventClock, GateState, judge
 
 COMMIT_FRAMES = 256
 _EXAMPLES = """examples:
@@ -65,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
     bundle = Bundle.load(args.bundle)
     bundle.verify_golden(OrtEngine)
     source = _source(args)
-    gate = RiskGate(clock='event')
+    clock, gate = EventClock(), GateState()
     made: list[Decisions] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('deciding', total=source.total)
         for decisions in decide_all(bundle, source, _load_engine, stream=args.stream):
-            made.append(gate.judge(decisions))
+            made.append(judge(decisions, clock.now_ns(decisions), gate))
             progress.advance(task)
     if args.journal is not None:
         _keep(args.journal, made)

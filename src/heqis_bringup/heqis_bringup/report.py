@@ -57,8 +57,9 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the report; `final_states` are the states when the end was decided.
 
-    Counts of decisions and signals are the journal's, what flowed before it is the heartbeats'
-    word.
+    `errors` are what is wrong at the end, `incidents` the errors that the graph told of meanwhile
+    and may have got over. Counts of decisions and signals are the journal's, what flowed before it
+    is the heartbeats' word.
     """
     nodes = {
         view.name: {
@@ -81,7 +82,8 @@ def build_report(
         'bars_rejected': state.total('bars_rejected', 'gateway'),
         'frames_sent': state.total('frames_sent', 'gateway'),
         'resent': state.total('frames_resent', 'gateway'),
-        'frames_received': state.total('frames_received', 'compute'),
+        'frames_received': _distinct_frames(state, journal),
+        'frames_arrived': state.total('frames_received', 'compute'),
         'frames_recovered': state.total('frames_recovered', 'compute'),
         'duplicates': state.total('frames_duplicate'),
         'gaps': state.total('gaps', 'compute'),
@@ -94,10 +96,19 @@ def build_report(
         'signals_digest': journal.signals_digest,
         'latency_us': {name: dict(row) for name, row in journal.latency_us.items()},
         'nodes': nodes,
-        'errors': [*facts.problems, *state.errors],
+        'errors': list(facts.problems),
+        'incidents': list(state.errors),
         'seconds': {name: round(value, 3) for name, value in facts.seconds.items()},
         'journal': facts.journal_path,
     }
+
+
+def _distinct_frames(state: GraphState, journal: JournalFigures) -> int:
+    # A frame may arrive again, and after a restart nobody knows what the start before had seen:
+    # then the journal is the proof.
+    if any(name in state.nodes and state.restarts(name) for name in ('gateway', 'compute')):
+        return journal.counts.get('frames', 0)
+    return state.total('frames_received', 'compute') - state.total('frames_duplicate', 'compute')
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
@@ -131,5 +142,6 @@ def summary(report: Mapping[str, Any]) -> str:
     if restarted:
         lines.append('restarts: ' + ', '.join(f'{name} {n}' for name, n in restarted.items()))
     lines += [f'signals digest {report["signals_digest"]}', f'journal {report["journal"]}']
+    lines += [f'incident: {text}' for text in report['incidents']]
     lines += [f'error: {text}' for text in report['errors']]
     return '\n'.join(lines)

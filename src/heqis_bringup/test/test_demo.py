@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from heqis_bringup.ament import find_executable
 from heqis_bringup.cli import main
 from heqis_bringup.course import QUICK_ENDS, START_LIMIT_S, Course, expected_nodes
 from heqis_bringup.demo_setup import (
@@ -200,16 +199,3 @@ def needs_installed_commands() -> None:
 
     if not {'demo', 'up'} <= set(entry_points()):
         pytest.skip('the workspace is not built and sourced: no entry points')
-
-
-def needs_the_graph() -> None:
-    for package, executable in (
-        ('heqis_gateway', 'gateway'),
-        ('heqis_supervisor', 'supervisor'),
-        ('heqis_compute', 'compute'),
-    ):
-        try:
-            find_executable(package, executable)
-        except ConfigError as error:
-            pytest.skip(f'the graph is not installed: {error}')
-    needs_installed_commands()

@@ -245,14 +245,30 @@ def test_the_report_has_every_key_and_takes_decisions_from_the_journal() -> None
     assert report['finished'] is True
 
 
-def test_problems_come_first_among_the_errors() -> None:
+def test_errors_are_what_is_wrong_at_the_end_and_incidents_what_was_on_the_way() -> None:
     state = full_state()
     state.happened(Event(0, Level.ERROR, '/heqis/supervisor', 'node_lost', 'compute', 'no beat'))
     state.happened(Event(0, Level.WARN, '/heqis/supervisor', 'late', 'compute', 'slow'))
     report = build_report(state, JOURNAL, facts(problems=['port taken'], reason='failed'), {})
-    assert report['errors'] == ['port taken', '/heqis/supervisor node_lost compute: no beat']
+    assert report['errors'] == ['port taken']
+    assert report['incidents'] == ['/heqis/supervisor node_lost compute: no beat']
     assert report['finished'] is False
-    assert 'error: port taken' in summary(report)
+    text = summary(report)
+    assert text.index('incident: /heqis') < text.index('error: port taken')
+
+
+def test_a_frame_that_arrives_twice_is_received_once() -> None:
+    state = full_state()
+    state.beat(beat('compute', 2, 2, 'compute', frames_received=33, frames_duplicate=3), 0.0)
+    report = build_report(state, JOURNAL, facts(), {})
+    assert (report['frames_received'], report['frames_arrived']) == (30, 33)
+
+
+def test_after_a_restart_the_journal_says_what_was_received() -> None:
+    state = full_state()
+    state.beat(beat('compute', 9, 1, 'compute', frames_received=40), 0.0)
+    report = build_report(state, JOURNAL, facts(), {})
+    assert (report['frames_received'], report['frames_arrived']) == (30, 71)
 
 
 def test_the_summary_of_a_run_without_any_frame_is_a_summary() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outer form of every link message: prologue, checksums, descriptor block, tensor placing.
+"""The outer form of every link message: prologue, check word, descriptor, placing of tensors.
 
 What the messages mean (frames, decisions, requests) lives in `heqis_core.wire`;
 docs/wire-format.md gives every byte.
@@ -11,7 +11,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -34,10 +33,11 @@ MAX_BODY = 1 << 30
 MAX_TENSORS = 64
 MAX_RANK = 8
 
-_PROLOGUE = struct.Struct('<4sBBHIIQQqIIQII')
-_CRC = struct.Struct('<I')
-_CRC_AT = 60
-_LANE = np.dtype('<u8')
+_HEAD = struct.Struct('<4sBBHIIII')
+_PROLOGUE = struct.Struct('<24sQQqI4xQ')
+_CHECK_WORD = 7
+_WORD = np.dtype('<u8')
+_MASK = (1 << 64) - 1
 _STAMP = np.dtype('<i8')
 _KINDS = {'i': 0, 'u': 1, 'f': 2, 'b': 6}
 _DTYPES: dict[tuple[int, int], np.dtype[np.generic]] = {
@@ -157,31 +157,30 @@ def _shape_fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> boo
 class Draft:
     """One preallocated message with views of its parts, for as long as its descriptor holds."""
 
-    def __init__(self, kind: MessageType, descriptor: bytes, body_length: int) -> None:
+    def __init__(
+        self, kind: MessageType, descriptor: bytes, body_length: int, n_stamps: int
+    ) -> None:
         """Lay the message out; raise WireError if it is larger than the format allows."""
         if len(descriptor) > MAX_DESCRIPTOR or body_length > MAX_BODY:
             raise WireError(
                 f'{kind.name}: descriptor of {len(descriptor)} B and body of {body_length} B, '
-                f'allowed are '
-                f'{MAX_DESCRIPTOR} and {MAX_BODY}; send less in one message'
+                f'allowed are {MAX_DESCRIPTOR} and {MAX_BODY}; send less in one message'
             )
+        body_length = padded(body_length)
         self.kind = kind
-        self.descriptor_length = len(descriptor)
-        self.body_length = padded(body_length)
         self.body = ALIGN + padded(len(descriptor))
-        self.buffer = bytearray(self.body + self.body_length)
+        self.buffer = bytearray(self.body + body_length)
         self.buffer[ALIGN : ALIGN + len(descriptor)] = descriptor
         self.view = memoryview(self.buffer).toreadonly()
-        self._block_crc = crc32(self.view[ALIGN : self.body])
-        self._lanes: npt.NDArray[np.uint64] = np.ndarray(
-            (self.body_length // 8,), _LANE, self.buffer, self.body
-        )
-        self._stamps: npt.NDArray[np.int64] = np.ndarray((0,), _STAMP)
         self._tensors: list[Array] = []
+        self._head = _HEAD.pack(MAGIC, VERSION, kind, 0, len(descriptor), body_length, n_stamps, 0)
+        self._words: npt.NDArray[np.uint64] = np.frombuffer(self.buffer, _WORD)
+        self._stamps: npt.NDArray[np.int64] = np.ndarray(
+            (n_stamps,), _STAMP, self.buffer, self.body
+        )
 
     def map(self, tensors: Sequence[Tensor]) -> Draft:
-        """Make writable views of the stamps and of each tensor."""
-        self._stamps = np.ndarray((N_STAGES,), _STAMP, self.buffer, self.body)
+        """Make a writable view of each tensor."""
         self._tensors = [
             np.ndarray(t.shape, t.dtype, self.buffer, self.body + t.offset) for t in tensors
         ]
@@ -194,85 +193,87 @@ class Draft:
         self._stamps[...] = stamps
 
     def seal(self, epoch: int, seq: int, event_time_ns: int = 0, revision: int = 0) -> memoryview:
-        """Write prologue and checksums; return the message, read-only until the next `fill`."""
-        body_sum = int(np.add.reduce(self._lanes))
+        """Write prologue and check word; return the message, read-only until the next `fill`."""
         try:
-            _PROLOGUE.pack_into(
-                self.buffer, 0, MAGIC, VERSION, self.kind, 0, self.descriptor_length,
-                self.body_length, epoch, seq, event_time_ns, revision, len(self._stamps), body_sum,
-                0, 0,
-            )  # fmt: skip
+            _PROLOGUE.pack_into(self.buffer, 0, self._head, epoch, seq, event_time_ns, revision, 0)
         except struct.error as exc:
             raise WireError(
                 f'{self.kind.name}: epoch {epoch}, seq {seq}, event_time_ns {event_time_ns} or '
-                f'revision {revision} '
-                f'is out of range ({exc})'
+                f'revision {revision} is out of range ({exc})'
             ) from exc
-        _CRC.pack_into(self.buffer, _CRC_AT, crc32(self.view[:_CRC_AT], self._block_crc))
+        self._words[_CHECK_WORD] = -int(np.add.reduce(self._words)) & _MASK
         return self.view
 
 
 @dataclass(slots=True)
-class Block:
-    """A descriptor block that was seen before, and where its tensors lie."""
+class Layout:
+    """Where all lies in messages that begin with `head` and carry the descriptor `block`."""
 
-    data: bytes = b''
-    crc: int = 0
-    descriptor_length: int = 0
-    body_length: int = 0
+    head: bytes = b''
+    size: int = 0
+    body: int = ALIGN
+    n_stamps: int = 0
+    block: bytes = b''
+    descriptor: bytes = b''
     strings: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ()
     plan: tuple[tuple[str, tuple[int, ...], np.dtype[np.generic], int], ...] = ()
 
-
-@dataclass(slots=True)
-class Opened:
-    """A message whose prologue, lengths and checksums are good."""
-
-    view: memoryview
-    body: int
-    block: Block
-    epoch: int
-    seq: int
-    event_time_ns: int
-    revision: int
-    n_stamps: int
-
-    def descriptor(self) -> memoryview:
-        """Return the descriptor's bytes."""
-        return self.view[ALIGN : ALIGN + self.block.descriptor_length]
-
-    def content(self, length: int) -> memoryview:
-        """Return the body; raise WireError if it is shorter than `length`."""
-        if self.block.body_length < length:
-            raise WireError(f'body of {self.block.body_length} B, expected at least {length}')
-        return self.view[self.body :]
-
-    def tensors(self) -> tuple[npt.NDArray[np.int64], dict[str, Array]]:
-        """Return a writable copy of the stamps, and read-only views of the tensors."""
+    def place(
+        self,
+        strings: tuple[str, ...],
+        symbols: tuple[str, ...],
+        tensors: Sequence[Tensor],
+        required: Required,
+    ) -> None:
+        """Check what the descriptor says and note where the tensors lie. Raises WireError."""
         if self.n_stamps != N_STAGES:
             raise WireError(f'{self.n_stamps} stage stamps, expected {N_STAGES}')
-        view, body = self.view, self.body
-        stamps: npt.NDArray[np.int64] = np.ndarray((N_STAGES,), _STAMP, view, body)
-        plan = self.block.plan
+        check_tensors(tensors, symbols, self.size - self.body, required)
+        self.strings, self.symbols = strings, symbols
+        self.plan = tuple((t.name, t.shape, t.dtype, self.body + t.offset) for t in tensors)
+
+    def read(self, view: memoryview) -> tuple[npt.NDArray[np.int64], dict[str, Array]]:
+        """Return a writable copy of the stamps, and read-only views of the tensors."""
+        stamps: npt.NDArray[np.int64] = np.ndarray((N_STAGES,), _STAMP, view, self.body)
         return stamps.copy(), {
-            name: np.ndarray(shape, dtype, view, body + at) for name, shape, dtype, at in plan
+            name: np.ndarray(shape, dtype, view, at) for name, shape, dtype, at in self.plan
         }
 
 
-def open_message(data: Buffer, kind: MessageType, known: Block) -> Opened:
-    """Check what holds for any message: size, magic, version, type, lengths, both checksums.
+def open_message(
+    data: Buffer, kind: MessageType, known: Layout
+) -> tuple[memoryview, Layout, int, int, int, int]:
+    """Check what holds for any message: size, magic, version, type, lengths and the check word.
 
-    `known` is the last block of this type; it is returned itself when the descriptor has not
-    changed. Raises WireError that names what is wrong. Nothing is allocated but a copy of the
-    descriptor block.
+    `known` is the layout of the last message of this type; it is returned itself when head and
+    descriptor are the same again, so that a steady stream costs two comparisons and one sum.
+
+    Returns the message as a read-only view, its layout, epoch, seq, event_time_ns and revision.
+    Raises WireError that names what is wrong. Nothing is allocated but a copy of the descriptor.
     """
     view = _as_bytes(data)
     size = len(view)
     if size < ALIGN:
         raise WireError(f'truncated: {size} B, a prologue alone has {ALIGN}')
-    (magic, version, code, flags, descriptor_length, body_length, epoch, seq, event_time_ns,
-     revision, n_stamps, body_sum, reserved, crc) = _PROLOGUE.unpack_from(view)  # fmt: skip
+    head, epoch, seq, event_time_ns, revision, _ = _PROLOGUE.unpack_from(view)
+    if (
+        head == known.head
+        and size == known.size
+        and bytes(view[ALIGN : known.body]) == known.block
+    ):
+        layout = known
+    else:
+        layout = _read_head(view, head, kind)
+    if np.add.reduce(np.frombuffer(view, _WORD)):
+        raise WireError('the words do not sum to 0: the message was altered')
+    return view, layout, epoch, seq, event_time_ns, revision
+
+
+def _read_head(view: memoryview, head: bytes, kind: MessageType) -> Layout:
+    magic, version, code, flags, descriptor_length, body_length, n_stamps, reserved = _HEAD.unpack(
+        head
+    )
     if magic != MAGIC:
         raise WireError(f'magic {magic!r}, expected {MAGIC!r}: not a HEQIS message')
     if version != VERSION:
@@ -281,33 +282,19 @@ def open_message(data: Buffer, kind: MessageType, known: Block) -> Opened:
         )
     if code != kind:
         raise WireError(f'message type {code}, expected {kind.value} ({kind.name})')
-    body = ALIGN + padded(descriptor_length)
+    if flags or reserved:
+        raise WireError(f'flags {flags} and reserved {reserved}, expected 0')
     if descriptor_length > MAX_DESCRIPTOR or body_length > MAX_BODY or body_length % ALIGN:
         raise WireError(
-            f'descriptor of {descriptor_length} B and body of {body_length} B are not possible '
-            f'lengths'
+            f'descriptor of {descriptor_length} B and body of {body_length} B: impossible lengths'
         )
-    if body + body_length != size:
+    body = ALIGN + padded(descriptor_length)
+    if body + body_length != len(view):
         raise WireError(
-            f'{size} B, but the prologue says {body + body_length}: truncated or overlong'
+            f'{len(view)} B, but the prologue says {body + body_length}: truncated or overlong'
         )
-    data_block = bytes(view[ALIGN:body])
-    if (
-        data_block == known.data
-        and descriptor_length == known.descriptor_length
-        and body_length == known.body_length
-    ):
-        block = known
-    else:
-        block = Block(data_block, crc32(data_block), descriptor_length, body_length)
-    if crc32(view[:_CRC_AT], block.crc) != crc or flags or reserved:
-        raise WireError(
-            'checksum of prologue and descriptor does not match: the message was altered'
-        )
-    lanes: npt.NDArray[np.uint64] = np.ndarray((body_length // 8,), _LANE, view, body)
-    if int(np.add.reduce(lanes)) != body_sum:
-        raise WireError('checksum of the body does not match: the message was altered')
-    return Opened(view, body, block, epoch, seq, event_time_ns, revision, n_stamps)
+    block = bytes(view[ALIGN:body])
+    return Layout(head, len(view), body, n_stamps, block, block[:descriptor_length])
 
 
 def _as_bytes(data: Buffer) -> memoryview:
@@ -317,4 +304,4 @@ def _as_bytes(data: Buffer) -> memoryview:
             view = view.cast('B')
         except TypeError as exc:
             raise WireError(f'not one contiguous run of bytes: {exc}') from exc
-    return view.toreadonly()
+    return view if view.readonly else view.toreadonly()

@@ -41,7 +41,19 @@ def strict_njit(function: _Function) -> _Function:
     return compiled  # type: ignore[no-any-return]
 
 
+def strict_helper(function: _Function) -> _Function:
+    """Compile a helper strictly, as a part of the kernels of its own file that call it."""
+    return numba.njit(  # type: ignore[no-any-return]
+        function,
+        nogil=True,
+        error_model='numpy',
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+    )
+
+
 def strict_inline(function: _Function) -> _Function:
-    """Compile a helper strictly into the kernels of its own file that call it."""
-    compiled = numba.njit(function, nogil=True, error_model='numpy', forceinline=True)
-    return compiled  # type: ignore[no-any-return]
+    """Compile a helper strictly, in the place where it is called."""
+    return numba.njit(  # type: ignore[no-any-return]
+        function, nogil=True, error_model='numpy', inline='always'
+    )

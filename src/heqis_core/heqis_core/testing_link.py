@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames and decisions for tests of the link, and how to compare them. Nothing outside a test imports it."""
+"""Frames and decisions for tests of the link, and how to compare them.
+
+Nothing outside a test imports this.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ COLUMNS = (
 
 
 def make_frame(seq: int = 0, symbols: int = 3, features: int = 5, epoch: int = 7) -> FeatureFrame:
-    """Return a frame whose values follow from `seq` and its shape; one row is NaN, as for a suspension."""
+    """Return a frame whose values follow from `seq` and its shape; its first row is NaN."""
     rng = np.random.default_rng([seq, symbols, features])
     values = rng.standard_normal((symbols, features)).astype(np.float32)
     status = rng.integers(0, 5, symbols).astype(np.uint8)

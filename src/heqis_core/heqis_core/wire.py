@@ -14,18 +14,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from heqis_core.bars import BarStatus
 from heqis_core.decision import Action, Decisions
 from heqis_core.envelope import (
     MAX_BODY,
     Array,
-    Block,
     Buffer,
     Draft,
+    Layout,
     MessageType,
-    Opened,
     Required,
     Tensor,
     check_tensors,
@@ -34,7 +32,7 @@ from heqis_core.envelope import (
     place,
 )
 from heqis_core.errors import WireError
-from heqis_core.frame import FeatureFrame
+from heqis_core.frame import N_STAGES, FeatureFrame
 from heqis_core.link import MissedReply, MissedRequest
 
 _REQUEST = struct.Struct('<qq')
@@ -79,13 +77,40 @@ class _DecisionsDescriptor(msgspec.Struct, forbid_unknown_fields=True, frozen=Tr
 
 
 _Descriptor = _FrameDescriptor | _DecisionsDescriptor
-_NOTHING = Block()
+_STATUS_CODES, _ACTION_CODES = bytes(BarStatus), bytes(Action)
+_NOTHING = Layout()
 _encode = msgspec.msgpack.Encoder().encode
-_DECODERS: dict[MessageType, Any] = {
-    MessageType.FRAME: msgspec.msgpack.Decoder(_FrameDescriptor),
-    MessageType.DECISIONS: msgspec.msgpack.Decoder(_DecisionsDescriptor),
+_DESCRIPTORS: dict[MessageType, Any] = {
+    MessageType.FRAME: _FrameDescriptor,
+    MessageType.DECISIONS: _DecisionsDescriptor,
 }
+_DECODERS = {kind: msgspec.msgpack.Decoder(form) for kind, form in _DESCRIPTORS.items()}
 _REQUIRED = {MessageType.FRAME: _FRAME_TENSORS, MessageType.DECISIONS: _DECISION_TENSORS}
+
+
+class _Cached:
+    """A draft, and what has to be the same for it to serve again."""
+
+    def __init__(
+        self,
+        kind: MessageType,
+        symbols: tuple[str, ...],
+        strings: tuple[str, ...],
+        tensors: Mapping[str, Array],
+    ) -> None:
+        placed, length = place(tensors)
+        check_tensors(placed, symbols, length, _REQUIRED[kind])
+        descriptor = _encode(_DESCRIPTORS[kind](*strings, symbols, placed))
+        self.draft = Draft(kind, descriptor, length, N_STAGES).map(placed)
+        self.symbols, self.strings, self.tensors = symbols, strings, _form(tensors)
+
+    def fits(
+        self, symbols: tuple[str, ...], strings: tuple[str, ...], tensors: Mapping[str, Array]
+    ) -> bool:
+        # In a steady stream the symbols are the same object, so that one pointer is compared.
+        return (
+            self.symbols == symbols and self.strings == strings and self.tensors == _form(tensors)
+        )
 
 
 class Encoder:
@@ -96,33 +121,28 @@ class Encoder:
 
     def __init__(self) -> None:
         """Start with nothing cached."""
-        self._frame: tuple[tuple[object, ...], Draft] | None = None
-        self._decisions: tuple[tuple[object, ...], Draft] | None = None
+        self._frame: _Cached | None = None
+        self._decisions: _Cached | None = None
 
     def frame(self, frame: FeatureFrame) -> memoryview:
         """Encode a frame; raise WireError that names the tensor or field that does not fit."""
-        tensors = frame.tensors
-        key = (frame.symbols, frame.stream, frame.features_id, *_layout(tensors))
-        if self._frame is None or self._frame[0] != key:
-            placed, length = place(tensors)
-            descriptor = _FrameDescriptor(frame.stream, frame.features_id, frame.symbols, placed)
-            self._frame = key, _draft(MessageType.FRAME, descriptor, length)
-        draft = self._frame[1]
-        draft.fill(tensors, frame.stamps)
-        return draft.seal(frame.epoch, frame.seq, frame.event_time_ns, frame.revision)
+        symbols, tensors, strings = frame.symbols, frame.tensors, (frame.stream, frame.features_id)
+        cached = self._frame
+        if cached is None or not cached.fits(symbols, strings, tensors):
+            cached = self._frame = _Cached(MessageType.FRAME, symbols, strings, tensors)
+        cached.draft.fill(tensors, frame.stamps)
+        return cached.draft.seal(frame.epoch, frame.seq, frame.event_time_ns, frame.revision)
 
     def decisions(self, decisions: Decisions) -> memoryview:
         """Encode decisions; raise WireError that names the column or field that does not fit."""
-        tensors: dict[str, Array] = {name: getattr(decisions, name) for name in _DECISION_TENSORS}
+        symbols = decisions.symbols
         strings = decisions.stream, decisions.bundle_id, decisions.generator
-        key = (decisions.symbols, *strings, *_layout(tensors))
-        if self._decisions is None or self._decisions[0] != key:
-            placed, length = place(tensors)
-            descriptor = _DecisionsDescriptor(*strings, decisions.symbols, placed)
-            self._decisions = key, _draft(MessageType.DECISIONS, descriptor, length)
-        draft = self._decisions[1]
-        draft.fill(tensors, decisions.stamps)
-        return draft.seal(
+        tensors: dict[str, Array] = {name: getattr(decisions, name) for name in _DECISION_TENSORS}
+        cached = self._decisions
+        if cached is None or not cached.fits(symbols, strings, tensors):
+            cached = self._decisions = _Cached(MessageType.DECISIONS, symbols, strings, tensors)
+        cached.draft.fill(tensors, decisions.stamps)
+        return cached.draft.seal(
             decisions.epoch, decisions.seq, decisions.event_time_ns, decisions.revision
         )
 
@@ -136,37 +156,54 @@ class Decoder:
 
     def __init__(self) -> None:
         """Start with nothing cached."""
-        self._known = {MessageType.FRAME: _NOTHING, MessageType.DECISIONS: _NOTHING}
+        self._frame = self._decisions = _NOTHING
 
     def frame(self, data: Buffer) -> FeatureFrame:
         """Decode a FRAME message."""
-        message = self._open(data, MessageType.FRAME)
-        stamps, tensors = message.tensors()
-        _check_codes('status', tensors['status'], len(BarStatus))
-        stream, features_id = message.block.strings
+        view, layout, epoch, seq, event_time_ns, revision = open_message(
+            data, MessageType.FRAME, self._frame
+        )
+        if layout is not self._frame:
+            self._frame = _parse(layout, MessageType.FRAME)
+        stamps, tensors = layout.read(view)
+        _check_codes('status', tensors['status'], _STATUS_CODES)
+        stream, features_id = layout.strings
         return FeatureFrame(
-            stream, message.epoch, message.seq, message.event_time_ns, message.revision,
-            features_id, message.block.symbols, tensors, stamps,
-        )  # fmt: skip
+            stream,
+            epoch,
+            seq,
+            event_time_ns,
+            revision,
+            features_id,
+            layout.symbols,
+            tensors,
+            stamps,
+        )
 
     def decisions(self, data: Buffer) -> Decisions:
         """Decode a DECISIONS message."""
-        message = self._open(data, MessageType.DECISIONS)
-        stamps, tensors = message.tensors()
-        _check_codes('action', tensors['action'], len(Action))
+        view, layout, epoch, seq, event_time_ns, revision = open_message(
+            data, MessageType.DECISIONS, self._decisions
+        )
+        if layout is not self._decisions:
+            self._decisions = _parse(layout, MessageType.DECISIONS)
+        stamps, tensors = layout.read(view)
+        _check_codes('action', tensors['action'], _ACTION_CODES)
         columns: dict[str, Any] = {name: tensors[name] for name in _DECISION_TENSORS}
-        stream, bundle_id, generator = message.block.strings
+        stream, bundle_id, generator = layout.strings
         return Decisions(
-            stream, message.epoch, message.seq, message.event_time_ns, message.revision, bundle_id,
-            generator, message.block.symbols, **columns, stamps=stamps,
+            stream, epoch, seq, event_time_ns, revision, bundle_id, generator, layout.symbols,
+            **columns, stamps=stamps,
         )  # fmt: skip
 
     def reply(self, data: Buffer) -> tuple[MissedReply, int]:
         """Decode a MISSED_REPLY message; return the reply and the id of its request."""
-        message = open_message(data, MessageType.MISSED_REPLY, _NOTHING)
-        oldest, next_seq, first_open, n = _REPLY.unpack_from(message.content(_REPLY.size))
-        body = message.content(_REPLY.size + 8 * n)
-        lengths = struct.unpack_from(f'<{n}Q', body, _REPLY.size)
+        view, layout, epoch, request_id, _, _ = open_message(
+            data, MessageType.MISSED_REPLY, _NOTHING
+        )
+        body = view[layout.body :]
+        oldest, next_seq, first_open, n = _unpack(_REPLY, body)
+        lengths = _unpack(struct.Struct(f'<{n}Q'), body[_REPLY.size :]) if n <= len(body) else ()
         start, frames = padded(_REPLY.size + 8 * n), []
         if start + sum(lengths) != len(body):
             raise WireError(
@@ -178,15 +215,7 @@ class Decoder:
             except WireError as exc:
                 raise WireError(f'MISSED_REPLY: frame {index} of {n}: {exc}') from exc
             start += length
-        return MissedReply(message.epoch, oldest, next_seq, first_open, frames), message.seq
-
-    def _open(self, data: Buffer, kind: MessageType) -> Opened:
-        known = self._known[kind]
-        message = open_message(data, kind, known)
-        if message.block is not known:
-            _parse(message, kind)
-            self._known[kind] = message.block
-        return message
+        return MissedReply(epoch, oldest, next_seq, first_open, frames), request_id
 
 
 def encode_frame(frame: FeatureFrame) -> bytes:
@@ -222,9 +251,11 @@ def encode_request(request: MissedRequest, request_id: int) -> bytes:
 
 def decode_request(data: Buffer) -> tuple[MissedRequest, int]:
     """Decode a request for missed frames and its id. Raises WireError."""
-    message = open_message(data, MessageType.MISSED_REQUEST, _NOTHING)
-    first, last = _REQUEST.unpack_from(message.content(_REQUEST.size))
-    return MissedRequest(message.epoch, first, last), message.seq
+    view, layout, epoch, request_id, _, _ = open_message(
+        data, MessageType.MISSED_REQUEST, _NOTHING
+    )
+    first, last = _unpack(_REQUEST, view[layout.body :])
+    return MissedRequest(epoch, first, last), request_id
 
 
 def encode_reply(reply: MissedReply, request_id: int, max_bytes: int = MAX_BODY // 2) -> bytes:
@@ -256,17 +287,12 @@ def encode_reply(reply: MissedReply, request_id: int, max_bytes: int = MAX_BODY 
     )
 
 
-def _layout(tensors: Mapping[str, Array]) -> list[object]:
-    return [part for name, array in tensors.items() for part in (name, array.dtype, array.shape)]
-
-
-def _draft(kind: MessageType, descriptor: _Descriptor, body_length: int) -> Draft:
-    check_tensors(descriptor.tensors, descriptor.symbols, body_length, _REQUIRED[kind])
-    return Draft(kind, _encode(descriptor), body_length).map(descriptor.tensors)
+def _form(tensors: Mapping[str, Array]) -> list[object]:
+    return [(name, array.dtype, array.shape) for name, array in tensors.items()]
 
 
 def _pack(kind: MessageType, epoch: int, request_id: int, parts: list[bytes]) -> bytes:
-    draft = Draft(kind, b'', sum(map(len, parts)))
+    draft = Draft(kind, b'', sum(map(len, parts)), 0)
     start = draft.body
     for part in parts:
         draft.buffer[start : start + len(part)] = part
@@ -274,18 +300,22 @@ def _pack(kind: MessageType, epoch: int, request_id: int, parts: list[bytes]) ->
     return bytes(draft.seal(epoch, request_id))
 
 
-def _parse(message: Opened, kind: MessageType) -> None:
+def _unpack(form: struct.Struct, data: memoryview) -> tuple[int, ...]:
+    if len(data) < form.size:
+        raise WireError(f'body of {len(data)} B, expected at least {form.size}')
+    return form.unpack_from(data)
+
+
+def _parse(layout: Layout, kind: MessageType) -> Layout:
     try:
-        descriptor: _Descriptor = _DECODERS[kind].decode(message.descriptor())
+        descriptor: _Descriptor = _DECODERS[kind].decode(layout.descriptor)
     except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
         raise WireError(f'{kind.name} descriptor: {exc}') from exc
-    block = message.block
-    check_tensors(descriptor.tensors, descriptor.symbols, block.body_length, _REQUIRED[kind])
-    block.strings = descriptor.strings
-    block.symbols = descriptor.symbols
-    block.plan = tuple((t.name, t.shape, t.dtype, t.offset) for t in descriptor.tensors)
+    layout.place(descriptor.strings, descriptor.symbols, descriptor.tensors, _REQUIRED[kind])
+    return layout
 
 
-def _check_codes(name: str, codes: Array, limit: int) -> None:
-    if int(np.maximum.reduce(codes)) >= limit:
-        raise WireError(f'{name}: code {int(codes.max())} is unknown, the highest is {limit - 1}')
+def _check_codes(name: str, codes: Array, known: bytes) -> None:
+    unknown = codes.tobytes().translate(None, known)
+    if unknown:
+        raise WireError(f'{name}: code {unknown[0]} is unknown, the highest is {known[-1]}')

@@ -114,6 +114,14 @@ def test_outputs_are_finite_or_nan_whatever_the_numbers(values: np.ndarray) -> N
     assert np.isfinite(after[-1]).all()
 
 
+def test_close_outside_its_own_tiny_bar_does_not_stay() -> None:
+    spec = FeatureSpec((FeatureItem('kdj', {'n': 1}),))
+    values = np.zeros((3, len(BAR_FIELDS), 1))
+    values[:, HIGH], values[:, CLOSE] = 5e-324, 1e99
+    out = FeatureState(spec, 1).batch(values, np.ones((3, 1), np.uint8))
+    np.testing.assert_allclose(out[:, 0, 0], 100 - 50 * (2 / 3) ** np.arange(1, 4))
+
+
 # ---------------------------------------------------------------- warm-up
 
 
@@ -238,7 +246,7 @@ def test_saved_state_is_a_copy() -> None:
         ({'state': None}, "['state'] not there"),
         ({'version': np.array([99])}, 'layout version is [99]'),
         ({'state': np.zeros((3, 2))}, 'state shape'),
-        ({'state': np.zeros((2, 209), np.float32)}, 'state dtype is dtype'),
+        ({'state': FeatureState(SPEC, 2).save()['state'].astype(np.float32)}, 'state dtype is'),
         ({'spec_id': np.frombuffer(b'0' * 16, np.uint8)}, "spec id is '0000000000000000'"),
     ],
 )
@@ -272,7 +280,7 @@ def test_state_of_another_spec_or_market_is_refused() -> None:
 def test_views_read_only_arrays_and_other_types_compile_nothing_anew() -> None:
     values, status = market(40, 8)
     expected = FeatureState(SPEC, 8).batch(values, status)
-    compiled = len(kernels.step.signatures), len(kernels.batch.signatures)
+    compiled = len(kernels.advance.signatures)
     fortran = np.asfortranarray(values)
     wide = np.repeat(values, 2, axis=2)[:, :, ::2]
     frozen = values.copy()
@@ -288,7 +296,7 @@ def test_views_read_only_arrays_and_other_types_compile_nothing_anew() -> None:
     for prices in (whole, whole.astype(np.float32)):
         rounded = FeatureState(SPEC, 8).batch(prices, status.astype(np.int64))
         assert same(rounded, FeatureState(SPEC, 8).batch(whole, status))
-    assert (len(kernels.step.signatures), len(kernels.batch.signatures)) == compiled == (1, 1)
+    assert len(kernels.advance.signatures) == compiled == 1
 
 
 def test_wrong_shapes_are_refused() -> None:

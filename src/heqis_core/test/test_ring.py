@@ -45,8 +45,11 @@ def test_ring_holds_the_last_frames_and_counts_the_rest(
     assert [f.seq for f in ring.tail(first)] == (held[-first:] if first > 0 else [])
     served = sum(seq in held for seq in wanted)
     assert ring.counters == {
-        'appended': count, 'evicted': max(0, count - capacity), 'served': served, 'missed': len(wanted) - served,
-    }  # fmt: skip
+        'appended': count,
+        'evicted': max(0, count - capacity),
+        'served': served,
+        'missed': len(wanted) - served,
+    }
 
 
 @pytest.mark.parametrize('seq', [0, 4, 6, 30])

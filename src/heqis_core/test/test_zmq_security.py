@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Key files and endpoints: what is refused, and that the message says which file and what to do."""
+"""Key files and endpoints: what is refused, and that the error says which and what to do."""
 
 from __future__ import annotations
 

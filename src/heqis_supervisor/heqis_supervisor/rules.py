@@ -49,7 +49,7 @@ PROCESS_SETTINGS = {
 NODE_SETTINGS = {
     'progress_ms': Setting(15_000, 1, 3_600_000, 'no progress with input pending until stuck'),
     'on_stuck': Setting('restart_process', 0, 0, 'what is done about a stuck node'),
-    'configure_ms': Setting(120_000, 1, 3_600_000, 'time for configure'),
+    'configure_ms': Setting(60_000, 1, 3_600_000, 'time for configure'),
     'transition_ms': Setting(10_000, 1, 3_600_000, 'time for every other transition'),
     'attempts': Setting(8, 1, 1_000, 'failures in a row until the node is latched'),
     'backoff_ms': Setting(250, 1, 600_000, 'wait after a failure, doubled each time'),
@@ -163,7 +163,7 @@ class _Reader:
     def rules(self, root: yaml.Node | None) -> Rules | None:
         top = self.mapping(root, 'the file', ('version', 'heartbeat_ms', 'defaults', 'boards'))
         if 'version' not in top or self.scalar(top['version'], 'version', int) != RULES_VERSION:
-            self.problem(top.get('version', root), f'version: expected {RULES_VERSION}')
+            self.problem(top.get('version', 1), f'version: expected {RULES_VERSION}')
         beat = Setting(100, 1, 10_000, '')
         heartbeat_ms = self.number(top.get('heartbeat_ms'), 'heartbeat_ms', beat)
         known = {**PROCESS_SETTINGS, **NODE_SETTINGS}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -323,4 +323,13 @@ def world(shipped_rules: Rules) -> World:
 
 @pytest.fixture(scope='session')
 def make_world(shipped_rules: Rules):
-    return lambda **options: World(shipped_rules, **options)
+    def make(impatient: bool = False, **options) -> World:
+        rules = shipped_rules
+        if impatient:
+            short = {
+                n: replace(r, configure_s=4.0, transition_s=4.0) for n, r in rules.nodes.items()
+            }
+            rules = replace(rules, nodes=short)
+        return World(rules, **options)
+
+    return make

@@ -195,7 +195,7 @@ def test_a_hung_executor_is_killed(world) -> None:
 
 
 def test_a_long_configure_is_not_taken_for_a_hang(world) -> None:
-    world.configure_s = 60.0
+    world.configure_s = 50.0
     world.run_until(world.all_active, 200)
     assert world.kills() == []
 
@@ -458,7 +458,7 @@ class Watched:
 def test_whatever_happens_no_healthy_process_is_killed_and_all_comes_back(
     make_world, script
 ) -> None:
-    world = make_world()
+    world = make_world(impatient=True)
     watched = Watched(world)
     victims = ['gateway/journal', 'gateway/gateway', 'compute/compute']
     names = ['journal', 'risk_gate', 'bridge', 'gateway', 'compute']

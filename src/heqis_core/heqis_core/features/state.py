@@ -58,7 +58,8 @@ class FeatureState:
         self.spec = spec
         self._program = _compile(spec)
         self._state = np.zeros((n_symbols, self._program.state_len))
-        self._compile_kernels()
+        # Compiles before the first bar is due: without kept code that takes seconds.
+        self.batch(np.empty((0, len(BAR_FIELDS), n_symbols)), np.empty((0, n_symbols), np.uint8))
 
     def step(
         self, values: npt.NDArray[np.float64], status: npt.NDArray[np.uint8]
@@ -72,9 +73,8 @@ class FeatureState:
         Raises ValueError for other shapes.
         """
         self._check(values.shape, status.shape, ())
-        out = np.empty((len(self._state), len(self.spec.names)))
-        kernels.step(*self._program[:3], *_plain(values, status), self._state, out, 0, len(status))
-        return out
+        rows: npt.NDArray[np.float64] = self._advance(values[None], status[None])[0]
+        return rows
 
     def batch(
         self, values: npt.NDArray[np.float64], status: npt.NDArray[np.uint8]
@@ -88,9 +88,7 @@ class FeatureState:
         Raises ValueError for other shapes.
         """
         self._check(values.shape, status.shape, (len(values),))
-        out = np.empty((*status.shape, len(self.spec.names)))
-        kernels.batch(*self._program[:3], *_plain(values, status), self._state, out)
-        return out
+        return self._advance(values, status)
 
     def reset(self) -> None:
         """Forget every bar."""
@@ -138,13 +136,19 @@ class FeatureState:
                 f'values {values} and status {status}; expected {expected[0]} and {expected[1]}'
             )
 
-    def _compile_kernels(self) -> None:
-        # Before the first bar is due: a first call without cached code takes seconds.
-        values = np.full((1, len(BAR_FIELDS), 1), np.nan)
-        status = np.zeros((1, 1), np.uint8)
-        out = np.empty((1, 1, len(self.spec.names)))
-        kernels.step(*self._program[:3], values[0], status[0], self._state[:1], out[0], 0, 1)
-        kernels.batch(*self._program[:3], values, status, self._state[:1], out)
+    def _advance(
+        self, values: npt.NDArray[np.float64], status: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float64]:
+        out = np.empty((*status.shape, len(self.spec.names)))
+        kernels.advance(
+            *self._program[:3],
+            # One memory layout only: any other would compile anew, in the middle of a stream.
+            np.require(values, np.float64, ['C', 'W', 'A']),
+            np.require(status, np.uint8, ['C', 'W', 'A']),
+            self._state,
+            out,
+        )
+        return out
 
 
 class _Program(NamedTuple):
@@ -179,29 +183,26 @@ def _compile(spec: FeatureSpec) -> _Program:
 
 def _layout(spec: FeatureSpec) -> tuple[npt.NDArray[np.int64], int]:
     """Place the rings; return the layout and the length of the state so far."""
-    # Two closes at least: the change from the last one.
-    bars = max([2, *(_closes_needed(item) for item in spec.features)])
-    volumes = max(
-        [0, *(int(item.params['n']) for item in spec.features if item.kind == 'volume_ratio')]
-    )
-    layout = np.full(kernels.LAYOUT_WIDTH, -1, np.int64)
-    layout[kernels.BAR_CAP] = bars
-    layout[kernels.VOLUME_CAP] = volumes
-    rings = {kernels.CLOSES: bars}
-    if any(item.kind == 'kdj' for item in spec.features):
-        rings |= {kernels.HIGHS: bars, kernels.LOWS: bars}
-    if volumes:
-        rings[kernels.VOLUMES] = volumes
+    closes = max(2, _longest(spec, ('ma', 'boll')), 1 + _longest(spec, ('return',)))
+    ranges = _longest(spec, ('kdj',))
+    volumes = _longest(spec, ('volume_ratio',))
+    volumes += volumes > 0  # the newest, and those before it
+    layout = np.zeros(kernels.LAYOUT_WIDTH, np.int64)
+    layout[[kernels.CLOSE_CAP, kernels.RANGE_CAP, kernels.VOLUME_CAP]] = closes, ranges, volumes
     length = kernels.STATE_HEAD
-    for ring, capacity in rings.items():
+    for ring, capacity in (
+        (kernels.CLOSES, closes),
+        (kernels.HIGHS, ranges),
+        (kernels.LOWS, ranges),
+        (kernels.VOLUMES, volumes),
+    ):
         layout[ring] = length
         length += 2 * capacity
     return layout, length
 
 
-def _closes_needed(item: FeatureItem) -> int:
-    n = int(item.params.get('n', 0))
-    return {'return': n + 1, 'ma': n, 'boll': n, 'kdj': n}.get(item.kind, 0)
+def _longest(spec: FeatureSpec, kinds: tuple[str, ...]) -> int:
+    return max((int(item.params['n']) for item in spec.features if item.kind in kinds), default=0)
 
 
 def _weights(item: FeatureItem) -> list[float]:
@@ -219,13 +220,3 @@ def _weights(item: FeatureItem) -> list[float]:
     if item.kind == 'boll':
         return [float(p['width']), float(p['n'] - p['ddof'])]
     return []
-
-
-def _plain(
-    values: npt.NDArray[np.float64], status: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    # One memory layout only: any other would compile the kernels anew, in the middle of a stream.
-    return (
-        np.require(values, np.float64, ['C', 'W', 'A']),
-        np.require(status, np.uint8, ['C', 'W', 'A']),
-    )

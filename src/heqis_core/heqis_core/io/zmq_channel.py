@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One ZeroMQ socket made safe to live with: bounded, closed by default, usable by any thread.
 
-A ZeroMQ socket may be used by one thread at a time: each channel holds a lock for that, and waits
-in short slices, so that `close` from another thread takes effect at once. What goes through a
-channel is `heqis_core.wire`'s affair.
+A ZeroMQ socket may be used by one thread at a time: each channel has a lock for that, and waits in
+short slices, so that `close` from another thread takes effect at once.
+What goes through a channel is `heqis_core.wire`'s affair.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import errno
 import itertools
 import sys
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,8 @@ _HANDSHAKE_FAILURES: dict[int, str] = {
 }
 
 Socket = zmq.Socket[bytes]
+_SEND, _RECV = int(zmq.SNDTIMEO), int(zmq.RCVTIMEO)
+_NOTHING = object()
 
 
 class Channel:
@@ -46,7 +47,7 @@ class Channel:
 
     No method raises once the channel stands: a send or receive that fails, or a closed channel,
     answers False or None. Policy when the bound `hwm` is reached: the sender waits until its
-    timeout.
+    timeout. Each call holds `lock`; a caller with buffers of its own to guard holds it for longer.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class Channel:
         """Open the socket; raise LinkError that names the endpoint and what to do."""
         self.name = name
         self.error = ''
-        """The latest fault of this channel."""
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._wait_ms = {int(zmq.SNDTIMEO): -1, int(zmq.RCVTIMEO): -1}
+        """The latest fault of this channel; its reader clears it."""
+        self.lock = threading.RLock()
+        self.closed = False
+        self._wait_ms = {_SEND: -1, _RECV: -1}
         self._socket = context.socket(kind)
         self._monitor: Socket | None = None
+        self._peer_fault = ''
         try:
             self._configure(endpoint, hwm, max_message)
             if security is not None:
@@ -87,49 +89,40 @@ class Channel:
             raise
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    @property
-    def closed(self) -> bool:
-        """Return whether `close` was called."""
-        return self._closed.is_set()
-
     def send(self, data: bytes | memoryview, timeout_ms: int) -> bool:
         """Send one part; return False if no peer took it in time."""
-        with self._lock:
-            return (
-                self._retry(lambda: self._socket.send(data), zmq.SNDTIMEO, timeout_ms)
-                is not _NOTHING
-            )
+        return self._call(self._socket.send, data, _SEND, timeout_ms) is not _NOTHING
 
     def send_parts(self, parts: Sequence[bytes], timeout_ms: int) -> bool:
         """Send one message of several parts; return False if no peer took it in time."""
-        with self._lock:
-            return (
-                self._retry(lambda: self._socket.send_multipart(parts), zmq.SNDTIMEO, timeout_ms)
-                is not _NOTHING
-            )
+        return self._call(self._socket.send_multipart, parts, _SEND, timeout_ms) is not _NOTHING
 
     def recv_into(self, buffer: memoryview, timeout_ms: int) -> int | None:
         """Receive one part; return its full size, more than the buffer's if it was truncated."""
-        with self._lock:
-            size = self._retry(lambda: self._socket.recv_into(buffer), zmq.RCVTIMEO, timeout_ms)
-            return None if size is _NOTHING else int(size)
+        size = self._call(self._socket.recv_into, buffer, _RECV, timeout_ms)
+        return None if size is _NOTHING else int(size)
 
     def recv_parts(self, timeout_ms: int) -> list[bytes] | None:
         """Receive one message of any number of parts."""
-        with self._lock:
-            parts = self._retry(self._socket.recv_multipart, zmq.RCVTIMEO, timeout_ms)
-            return None if parts is _NOTHING else list(parts)
+        parts = self._call(self._socket.recv_multipart, 0, _RECV, timeout_ms)
+        return None if parts is _NOTHING else list(parts)
 
     def peer_fault(self) -> str:
         """Return why a channel that connects reached no peer; empty if nothing is known."""
-        with self._lock:
-            self._read_monitor()
-            return self.error
+        with self.lock:
+            while self._monitor is not None:
+                try:
+                    event = self._monitor.recv_multipart(zmq.DONTWAIT)[0]
+                except zmq.ZMQError:
+                    break
+                code = int.from_bytes(event[:2], sys.byteorder)
+                self._peer_fault = _HANDSHAKE_FAILURES.get(code, '')
+        return self._peer_fault
 
     def close(self) -> None:
         """Close the socket; a call that waits in another thread returns within 0.1 s."""
-        self._closed.set()
-        with self._lock:
+        self.closed = True
+        with self.lock:
             if self._monitor is not None:
                 self._socket.disable_monitor()
                 self._monitor.close(0)
@@ -158,53 +151,37 @@ class Channel:
         for option, value in options.items():
             self._socket.setsockopt(option, value)
         if self._socket.type == zmq.ROUTER:
-            self._socket.setsockopt(
-                zmq.ROUTER_MANDATORY, 1
-            )  # a reply to a peer that has gone is an error, not lost
+            # A reply to a peer that has gone is an error that we count, not a silent loss.
+            self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
 
     def _watch(self, context: zmq.Context[Socket]) -> None:
         address = f'inproc://heqis-monitor-{next(_MONITOR_IDS)}'
         events = sum(_HANDSHAKE_FAILURES, int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
         self._socket.monitor(address, events)
         self._monitor = context.socket(zmq.PAIR)
-        self._monitor.setsockopt(
-            zmq.RCVHWM, 0
-        )  # a full monitor would block the context's I/O thread
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # a full one would block the context's I/O thread
         self._monitor.connect(address)
 
-    def _read_monitor(self) -> None:
-        while self._monitor is not None:
-            try:
-                event = int.from_bytes(
-                    self._monitor.recv_multipart(zmq.DONTWAIT)[0][:2], sys.byteorder
-                )
-            except zmq.ZMQError:
-                return
-            self.error = _HANDSHAKE_FAILURES.get(event, '')
-
-    def _retry(self, call: Any, option: int, timeout_ms: int) -> Any:
-        remaining = timeout_ms
-        start = 0.0
-        while not self._closed.is_set():
-            wait = max(0, min(remaining, _SLICE_MS))
-            if wait != self._wait_ms[option]:
-                self._socket.setsockopt(option, wait)
-                self._wait_ms[option] = wait
-            if not start and remaining > wait:
-                start = time.monotonic()
-            try:
-                return call()
-            except zmq.Again:
-                if remaining <= wait:
+    def _call(
+        self, call: Callable[[Any], Any], argument: Any, option: int, timeout_ms: int
+    ) -> Any:
+        left = timeout_ms
+        with self.lock:
+            while not self.closed:
+                wait = left if left < _SLICE_MS else _SLICE_MS
+                if wait != self._wait_ms[option]:
+                    self._socket.setsockopt(option, wait)
+                    self._wait_ms[option] = wait
+                try:
+                    return call(argument)
+                except zmq.Again:
+                    left -= wait
+                    if left <= 0:
+                        break
+                except zmq.ZMQError as exc:
+                    self.error = f'{self.name}: {exc}'
                     break
-                remaining = timeout_ms - int((time.monotonic() - start) * 1000)
-            except zmq.ZMQError as exc:
-                self.error = f'{self.name}: {exc}'
-                break
         return _NOTHING
-
-
-_NOTHING = object()
 
 
 class Inbox:
@@ -224,7 +201,10 @@ class Inbox:
         self._idle = self._references()
 
     def recv(self, channel: Channel, timeout_ms: int) -> memoryview | None:
-        """Return the next message as a read-only view, or None if none came whole and in time."""
+        """Return the next message as a read-only view, or None if none came whole and in time.
+
+        The caller holds the channel's lock until it has made its arrays.
+        """
         if self._references() > self._idle:
             # Only then take another: a buffer that is used again at once is still in the cache.
             self._at = (self._at + 1) % len(self._slots)

@@ -37,6 +37,7 @@ T = TypeVar('T')
 OnError = Callable[[str], None]
 _REQUEST_BYTES = 4096
 _REPLY_BYTES = 1 << 26
+_REPLY_TIMEOUT_MS = 1000
 
 
 class _End:
@@ -117,22 +118,31 @@ class _End:
         decode: Callable[[memoryview], T],
         timeout_ms: int,
     ) -> T | None:
-        deadline = time.monotonic() + timeout_ms / 1000
-        while True:
-            view = inbox.recv(channel, timeout_ms)
-            if view is None:
-                if channel.error:
-                    self._fault('truncated', channel.error)
-                    channel.error = ''
-                return None
-            counts['received'] += 1
-            counts['received_bytes'] += len(view)
-            try:
-                return decode(view)
-            except WireError as exc:
-                counts['bad'] += 1
-                self._fault(f'bad {channel.name}', f'{channel.name}: malformed message: {exc}')
-            timeout_ms = _left_ms(deadline)
+        view = inbox.recv(channel, timeout_ms)
+        if view is None:
+            if channel.error:
+                self._fault('receive', channel.error)
+                channel.error = ''
+            return None
+        counts['received'] += 1
+        counts['received_bytes'] += len(view)
+        try:
+            return decode(view)
+        except WireError as exc:
+            counts['bad'] += 1
+            self._fault(f'bad {channel.name}', f'{channel.name}: malformed message: {exc}')
+            return None
+
+    def _send(
+        self, channel: Channel, counts: dict[str, int], message: memoryview, timeout_ms: int
+    ) -> bool:
+        if channel.send(message, timeout_ms):
+            counts['sent'] += 1
+            counts['sent_bytes'] += len(message)
+            return True
+        counts['send_timeouts'] += 1
+        self._unsent(channel)
+        return False
 
     def _unsent(self, channel: Channel) -> None:
         reason = channel.peer_fault()
@@ -179,9 +189,6 @@ class GatewayLink(_End):
         self._requests = self._open(zmq.ROUTER, 'requests', requests, True, hwm, _REQUEST_BYTES)
         self._inbox = Inbox(slots, slot_bytes)
         self._encoder, self._decoder = wire.Encoder(), wire.Decoder()
-        self._encode_lock, self._decode_lock, self._serve_lock = (
-            threading.Lock() for _ in range(3)
-        )
         self._out = self._count('sent', 'sent_bytes', 'send_timeouts')
         self._in = self._count('received', 'received_bytes', 'bad')
         self._served = self._count('requests', 'replies_lost', 'bad')
@@ -192,20 +199,14 @@ class GatewayLink(_End):
 
         Raises WireError that names the tensor or field if the frame does not fit the wire format.
         """
-        with self._encode_lock:
+        with self._frames.lock:
             stamp(frame.stamps, Stage.SENT)
             message = self._encoder.frame(frame)
-            if self._frames.send(message, timeout_ms):
-                self._out['sent'] += 1
-                self._out['sent_bytes'] += len(message)
-                return True
-            self._out['send_timeouts'] += 1
-        self._unsent(self._frames)
-        return False
+            return self._send(self._frames, self._out, message, timeout_ms)
 
     def recv_decisions(self, timeout_ms: int) -> Decisions | None:
-        """Return the next decisions, or None if none came in time; malformed ones are counted."""
-        with self._decode_lock:
+        """Return the next decisions, or None if none came in time or they were malformed."""
+        with self._decisions.lock:
             return self._receive(
                 self._decisions, self._inbox, self._in, self._decoder.decisions, timeout_ms
             )
@@ -218,7 +219,7 @@ class GatewayLink(_End):
         A reply carries as many of its frames as fit into 64 MiB; the other end asks again for the
         rest. What `handler` raises comes out of this call.
         """
-        with self._serve_lock:
+        with self._requests.lock:
             parts = self._requests.recv_parts(timeout_ms)
             if parts is None:
                 return False
@@ -232,7 +233,7 @@ class GatewayLink(_End):
                 return False
             self._served['requests'] += 1
             reply = wire.encode_reply(handler(request), request_id, _REPLY_BYTES)
-            if not self._requests.send_parts([*parts[:-1], reply], 1000):
+            if not self._requests.send_parts([*parts[:-1], reply], _REPLY_TIMEOUT_MS):
                 self._served['replies_lost'] += 1
                 return False
             return True
@@ -270,7 +271,6 @@ class ComputeLink(_End):
             wire.Decoder(),
             wire.Decoder(),
         )
-        self._encode_lock, self._decode_lock, self._ask_lock = (threading.Lock() for _ in range(3))
         self._expected: int | None = None
         self._request_id = 0
         self._out = self._count('sent', 'sent_bytes', 'send_timeouts')
@@ -279,12 +279,11 @@ class ComputeLink(_End):
         self._counts.append(self._inbox.counters)
 
     def recv(self, timeout_ms: int) -> FeatureFrame | None:
-        """Return the next frame with RECEIVED stamped, or None if none came in time.
+        """Return the next frame, or None if none came in time or it was malformed.
 
-        Its tensors are read-only views that stay good for as long as they are held. Malformed
-        messages are counted and skipped.
+        RECEIVED is stamped. Its tensors are read-only views, good for as long as they are held.
         """
-        with self._decode_lock:
+        with self._frames.lock:
             frame = self._receive(
                 self._frames, self._inbox, self._in, self._decoder.frame, timeout_ms
             )
@@ -298,15 +297,9 @@ class ComputeLink(_End):
 
         Raises WireError that names the column or field if they do not fit the wire format.
         """
-        with self._encode_lock:
+        with self._decisions.lock:
             message = self._encoder.decisions(decisions)
-            if self._decisions.send(message, timeout_ms):
-                self._out['sent'] += 1
-                self._out['sent_bytes'] += len(message)
-                return True
-            self._out['send_timeouts'] += 1
-        self._unsent(self._decisions)
-        return False
+            return self._send(self._decisions, self._out, message, timeout_ms)
 
     def request(
         self, epoch: int, first_seq: int, last_seq: int, timeout_ms: int
@@ -319,7 +312,7 @@ class ComputeLink(_End):
         deadline = time.monotonic() + timeout_ms / 1000
         frames: list[FeatureFrame] = []
         producer, first = epoch, first_seq
-        with self._ask_lock:
+        with self._requests.lock:
             while True:
                 reply = self._ask(MissedRequest(epoch, first, last_seq), deadline)
                 if reply is None:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of the control path's nodes."""
+
+from __future__ import annotations
+
+from heqis_ros.params import Param, ParamTable
+
+_PATH = Param('path', str, 'run/journal.sqlite', 'File of the journal; both nodes share it.')
+_KEYS = [
+    Param('secret_key_file', str, '', 'Own CURVE key; needed off loopback.'),
+    Param('peer_key_file', str, '', 'Public CURVE key of the other end.'),
+    Param('allow_folder', str, '', 'Folder of public keys (*.key) that may connect.'),
+]
+
+RISK_GATE = ParamTable(
+    'risk_gate',
+    [
+        _PATH,
+        Param(
+            'clock',
+            str,
+            'event',
+            'What freshness is judged by: event (replay: the newest bar seen) or wall (live).',
+            choices=('event', 'wall'),
+        ),
+        Param(
+            'queue',
+            int,
+            4096,
+            'Most frames that wait; more are dropped and counted, the gateway sends them again.',
+            minimum=1,
+            maximum=1_000_000,
+        ),
+        Param(
+            'batch',
+            int,
+            64,
+            'Most frames that are made durable in one transaction.',
+            minimum=1,
+            maximum=10_000,
+        ),
+    ],
+)
+
+JOURNAL = ParamTable(
+    'journal',
+    [
+        _PATH,
+        Param(
+            'queue',
+            int,
+            1024,
+            'Most predictions and most events that wait; the oldest are dropped and counted.',
+            minimum=1,
+            maximum=1_000_000,
+        ),
+        Param(
+            'max_predictions',
+            int,
+            50_000,
+            'Frames of predictions that the journal keeps, the newest.',
+            minimum=1,
+            maximum=100_000_000,
+        ),
+        Param(
+            'max_events',
+            int,
+            200_000,
+            'Events that the journal keeps, the newest.',
+            minimum=1,
+            maximum=100_000_000,
+        ),
+    ],
+)
+
+AGENT = ParamTable(
+    'agent',
+    [
+        Param(
+            'control_endpoint',
+            str,
+            'tcp://127.0.0.1:5558',
+            'Where the supervisor listens for agents.',
+        ),
+        *_KEYS,
+    ],
+)
+
+SUPERVISOR = ParamTable(
+    'supervisor',
+    [
+        Param(
+            'control_endpoint',
+            str,
+            'tcp://127.0.0.1:5558',
+            'Where to listen for agents.',
+        ),
+        Param('graph', str, 'config/graph.yaml', 'File of the rules: what is watched, and how.'),
+        Param(
+            'loop_ms',
+            int,
+            50,
+            'Longest time between two looks at the rules; messages are answered at once.',
+            unit='ms',
+            minimum=5,
+            maximum=1000,
+        ),
+        Param(
+            'diagnostics_ms',
+            int,
+            500,
+            'Time between two diagnostics; a change of a level goes out at once.',
+            unit='ms',
+            minimum=50,
+            maximum=60_000,
+        ),
+        *_KEYS,
+    ],
+)
+
+TABLES = (AGENT, JOURNAL, RISK_GATE, SUPERVISOR)

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of a process and the one thread that writes it, shared by the risk gate and journal nodes.
+
+Decisions, predictions and events wait in bounded queues; the thread judges, commits what is
+there in one transaction, and only then lets the gate publish. Policies: decisions that find the
+queue full are refused (the gateway sends them again), of predictions and events the oldest go;
+all are counted. While the journal cannot be written, decisions wait and nothing is published. No
+rclpy here.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from heqis_core.control import Event
+from heqis_core.decision import Decisions, Predictions
+from heqis_core.errors import ConfigError, JournalError
+from heqis_core.frame import Stage, stamp
+from heqis_core.io.journal import MAX_EVENTS, MAX_PREDICTIONS, Journal
+
+FLUSH_S = 0.1
+"""Idle time after which the last commit's time and the published mark are written."""
+RETRY_S = 0.5
+_SIDE_BATCH = 256
+
+
+class Gate(Protocol):
+    """What the thread asks of the risk gate."""
+
+    def judge(self, decisions: Decisions) -> Decisions:
+        """Return the decisions with what may not go out refused."""
+
+    def ready(self) -> bool:
+        """Whether those that must hear of old frames once more are there."""
+
+    def publish(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
+        """Publish frames that are durable; return False if that was not possible."""
+
+
+@dataclass
+class _Setting:
+    key: str
+    value: str
+    done: threading.Event = field(default_factory=threading.Event)
+    error: JournalError | None = None
+
+
+class Store:
+    """The journal of one process; nodes `open` and `close` it, the last one ends the thread.
+
+    Attributes:
+        counters: frames, duplicates, overflow, predictions_dropped, events_dropped, commit_errors,
+            republished.
+        error: why the journal cannot be written now; empty if it can.
+        commit_us: duration of the last commit.
+        failure: an exception that ended the thread; a bug.
+    """
+
+    def __init__(self) -> None:
+        """Make a store that is not open."""
+        self._users = 0
+        self._path: Path | None = None
+        self._journal: Journal | None = None
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Condition()
+        self._stepping = threading.Lock()
+        self._stop = False
+        self._gate: Gate | None = None
+        self._batch = 64
+        self._room = 4096
+        self._decisions: deque[Decisions] = deque()
+        self._predictions: deque[Predictions] = deque(maxlen=1024)
+        self._events: deque[Event] = deque(maxlen=1024)
+        self._settings: deque[_Setting] = deque()
+        self._behind = False
+        self._clear()
+
+    def _clear(self) -> None:
+        names = ('frames', 'duplicates', 'overflow', 'predictions_dropped', 'events_dropped')
+        self.counters = dict.fromkeys((*names, 'commit_errors', 'republished'), 0)
+        self.error = ''
+        self.commit_us = 0.0
+        self.failure: BaseException | None = None
+
+    # --- from the nodes' threads ---
+
+    def open(
+        self,
+        path: str | Path,
+        *,
+        queue: int = 1024,
+        max_predictions: int = MAX_PREDICTIONS,
+        max_events: int = MAX_EVENTS,
+    ) -> None:
+        """Open the journal for one more user; raise JournalError, or ConfigError for another path."""
+        path = Path(path).absolute()
+        if self._users and path != self._path:
+            raise ConfigError(
+                f'parameter path is {path}, but this process writes {self._path}; '
+                'give risk_gate and journal the same'
+            )
+        if not self._users:
+            self._journal = Journal.open(
+                path, max_predictions=max_predictions, max_events=max_events
+            )
+            self._clear()
+            self._path, self._stop = path, False
+            self._thread = threading.Thread(target=self._run, name='journal.store', daemon=True)
+            self._thread.start()
+        self._predictions = deque(
+            self._predictions, maxlen=max(queue, self._predictions.maxlen or 0)
+        )
+        self._events = deque(self._events, maxlen=max(queue, self._events.maxlen or 0))
+        self._users += 1
+
+    def close(self) -> None:
+        """Leave; the last user waits until what is queued is written and the file is free."""
+        self._users -= 1
+        if self._users:
+            return
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        self._thread = None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def attach(self, gate: Gate, *, batch: int, queue: int) -> None:
+        """Begin to take decisions and to publish through a gate."""
+        with self._wake:
+            self._gate, self._batch, self._room, self._behind = gate, batch, queue, True
+            self._wake.notify()
+
+    def detach(self) -> None:
+        """Publish nothing more; decisions that wait are dropped, their frames stay open."""
+        with self._stepping, self._wake:
+            self._gate = None
+            self._decisions.clear()
+
+    def put_decisions(self, item: Decisions) -> bool:
+        """Queue a frame; return False if there is no room for it."""
+        with self._wake:
+            if len(self._decisions) >= self._room or self._gate is None:
+                self.counters['overflow'] += 1
+                return False
+            self._decisions.append(item)
+            self._wake.notify()
+        return True
+
+    def put_predictions(self, item: Predictions) -> None:
+        """Queue predictions; the oldest go if there is no room."""
+        with self._wake:
+            self.counters['predictions_dropped'] += (
+                len(self._predictions) == self._predictions.maxlen
+            )
+            self._predictions.append(item)
+            self._wake.notify()
+
+    def put_event(self, item: Event) -> None:
+        """Queue an event; the oldest go if there is no room."""
+        with self._wake:
+            self.counters['events_dropped'] += len(self._events) == self._events.maxlen
+            self._events.append(item)
+            self._wake.notify()
+
+    def set_meta(self, key: str, value: str, timeout_s: float = 2.0) -> None:
+        """Write a named text, after every frame that is being judged; raise JournalError if not."""
+        setting = _Setting(key, value)
+        with self._wake:
+            self._settings.append(setting)
+            self._wake.notify()
+        if not setting.done.wait(timeout_s):
+            raise JournalError(f'journal {self._path}: {key} was not written in {timeout_s:g} s')
+        if setting.error is not None:
+            raise setting.error
+
+    def get_meta(self, key: str) -> str | None:
+        """Return a named text, while no gate is attached."""
+        with self._stepping:
+            return None if self._journal is None else self._journal.get_meta(key)
+
+    def newest(self) -> list[Decisions]:
+        """Return the newest frame of each stream, while no gate is attached."""
+        with self._stepping:
+            return [] if self._journal is None else list(self._journal.newest().values())
+
+    @property
+    def pending(self) -> int:
+        """Frames that wait to be judged and made durable."""
+        return len(self._decisions)
+
+    def check(self) -> None:
+        """Raise what ended the thread, if it has ended."""
+        if self.failure is not None:
+            raise RuntimeError(f'the journal thread has ended: {self.failure}') from self.failure
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                with self._stepping:
+                    if not self._step():
+                        self.counters['commit_errors'] += 1
+                        idle = RETRY_S
+                    else:
+                        idle = 0.02 if self._behind and self._gate is not None else 0.0
+                if idle:
+                    with self._wake:
+                        if not self._stop:
+                            self._wake.wait(idle)
+            with self._stepping:
+                self._gate = None
+                self._step()
+        except BaseException as error:
+            self.failure = error
+
+    def _wait(self) -> bool:
+        with self._wake:
+            if not (self._stop or self._has_work()):
+                self._wake.wait(FLUSH_S)
+            return not self._stop
+
+    def _has_work(self) -> bool:
+        return bool(
+            self._settings
+            or self._predictions
+            or self._events
+            or (self._gate is not None and (self._decisions or self._behind))
+        )
+
+    def _step(self) -> bool:
+        """Do what is there to do once; return False if the journal refused it."""
+        assert self._journal is not None
+        try:
+            self._write_settings(self._journal)
+            if self._gate is not None and self._behind:
+                self._catch_up(self._journal, self._gate)
+            self._commit(self._journal)
+            if not self._has_work():
+                self._journal.flush()
+        except JournalError as error:
+            self.error = str(error)
+            return False
+        self.error = ''
+        return True
+
+    def _write_settings(self, journal: Journal) -> None:
+        while self._settings:
+            setting = self._settings.popleft()
+            try:
+                journal.set_meta(setting.key, setting.value)
+            except JournalError as error:
+                setting.error = error
+            setting.done.set()
+
+    def _catch_up(self, journal: Journal, gate: Gate) -> None:
+        # Frames that were committed but perhaps never published, before a kill: once more.
+        frames = journal.unpublished()
+        if frames:
+            if not gate.ready() or not gate.publish(frames, [True] * len(frames)):
+                return
+            self.counters['republished'] += len(frames)
+            journal.mark_published()
+        self._behind = False
+
+    def _commit(self, journal: Journal) -> None:
+        gate = self._gate
+        with self._wake:
+            n = 0 if gate is None or self._behind else min(self._batch, len(self._decisions))
+            waiting = [self._decisions[i] for i in range(n)]
+            predictions = [
+                self._predictions[i] for i in range(min(_SIDE_BATCH, len(self._predictions)))
+            ]
+            events = [self._events[i] for i in range(min(_SIDE_BATCH, len(self._events)))]
+        judged = []
+        for item in waiting:
+            assert gate is not None
+            verdict = gate.judge(item)
+            stamp(verdict.stamps, Stage.GATED)
+            judged.append(verdict)
+        started = time.perf_counter()
+        new = journal.commit(judged, predictions=predictions, events=events)
+        with self._wake:
+            _drop_first(self._decisions, waiting)
+            _drop_first(self._predictions, predictions)
+            _drop_first(self._events, events)
+        if gate is None or not judged:
+            return
+        self.commit_us = (time.perf_counter() - started) * 1e6
+        self.counters['frames'] += sum(new)
+        self.counters['duplicates'] += len(new) - sum(new)
+        if gate.publish(judged, new):
+            journal.mark_published()
+        else:
+            self._behind = True
+
+
+def _drop_first(queue: deque, taken: Sequence[object]) -> None:
+    """Remove what was written; some of it may have been dropped to make room meanwhile."""
+    left = {id(item) for item in taken}
+    while queue and id(queue[0]) in left:
+        queue.popleft()
