@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         _keep(args.journal, made)
     result = _result(args, bundle, source, made)
     console.print(_summary(result))
+    console.print(f'signals digest {result["signals_digest"]}', soft_wrap=True)
     if args.json:
         print(json.dumps(result))
     return 0
@@ -133,7 +134,6 @@ def _summary(result: dict[str, Any]) -> Table:
         'frames': result['frames'],
         'bars refused': result['bars_rejected'],
         'decisions': ', '.join(f'{n} {name}' for name, n in result['actions'].items()),
-        'digest': result['signals_digest'],
     }
     for name, value in rows.items():
         table.add_row(name, str(value))

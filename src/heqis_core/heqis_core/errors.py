@@ -14,7 +14,7 @@ class ConfigError(HeqisError):
 
 
 class DataError(HeqisError):
-    """A data file or feed cannot be read as market data at all (a bad row is counted, not raised)."""
+    """A data file or feed is no market data at all (a bad row is counted, not raised)."""
 
 
 class BundleError(HeqisError):

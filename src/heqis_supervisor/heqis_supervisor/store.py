@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of a process and the one thread that writes it, shared by the risk gate and journal nodes.
+"""The journal of a process and the one thread that writes it; risk gate and journal node share it.
 
 Decisions, predictions and events wait in bounded queues; the thread judges, commits what is
 there in one transaction, and only then lets the gate publish. Policies: decisions that find the
@@ -15,18 +15,22 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from heqis_core.control import Event
 from heqis_core.decision import Decisions, Predictions
 from heqis_core.errors import ConfigError, JournalError
 from heqis_core.frame import Stage, stamp
-from heqis_core.io.journal import MAX_EVENTS, MAX_PREDICTIONS, Journal
+from heqis_core.io.journal import Journal
 
 FLUSH_S = 0.1
 """Idle time after which the last commit's time and the published mark are written."""
 RETRY_S = 0.5
+"""Wait after the journal refused to be written."""
+READY_S = 0.02
+"""Wait between two looks whether old frames can be published."""
 _SIDE_BATCH = 256
 
 
@@ -39,7 +43,7 @@ class Gate(Protocol):
     def ready(self) -> bool:
         """Whether those that must hear of old frames once more are there."""
 
-    def publish(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
+    def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
         """Publish frames that are durable; return False if that was not possible."""
 
 
@@ -70,7 +74,7 @@ class Store:
         self._thread: threading.Thread | None = None
         self._wake = threading.Condition()
         self._stepping = threading.Lock()
-        self._stop = False
+        self._stop = threading.Event()
         self._gate: Gate | None = None
         self._batch = 64
         self._room = 4096
@@ -94,11 +98,19 @@ class Store:
         self,
         path: str | Path,
         *,
-        queue: int = 1024,
-        max_predictions: int = MAX_PREDICTIONS,
-        max_events: int = MAX_EVENTS,
+        queue: int | None = None,
+        max_predictions: int | None = None,
+        max_events: int | None = None,
     ) -> None:
-        """Open the journal for one more user; raise JournalError, or ConfigError for another path."""
+        """Open the journal for one more user.
+
+        Args:
+            path: file of the journal.
+            queue: room for predictions and for events.
+            max_predictions, max_events: rows that the journal keeps.
+
+        Raises JournalError, or ConfigError if the store is open with another path.
+        """
         path = Path(path).absolute()
         if self._users and path != self._path:
             raise ConfigError(
@@ -106,17 +118,18 @@ class Store:
                 'give risk_gate and journal the same'
             )
         if not self._users:
-            self._journal = Journal.open(
-                path, max_predictions=max_predictions, max_events=max_events
-            )
+            self._journal = Journal.open(path)
             self._clear()
-            self._path, self._stop = path, False
+            self._path = path
+            self._stop.clear()
             self._thread = threading.Thread(target=self._run, name='journal.store', daemon=True)
             self._thread.start()
-        self._predictions = deque(
-            self._predictions, maxlen=max(queue, self._predictions.maxlen or 0)
-        )
-        self._events = deque(self._events, maxlen=max(queue, self._events.maxlen or 0))
+        assert self._journal is not None
+        self._journal.set_limits(predictions=max_predictions, events=max_events)
+        if queue is not None:
+            with self._wake:
+                self._predictions = deque(self._predictions, maxlen=queue)
+                self._events = deque(self._events, maxlen=queue)
         self._users += 1
 
     def close(self) -> None:
@@ -124,15 +137,18 @@ class Store:
         self._users -= 1
         if self._users:
             return
+        self._stop.set()
         with self._wake:
-            self._stop = True
             self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(5.0)
-        self._thread = None
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        assert self._thread is not None
+        assert self._journal is not None
+        self._thread.join(5.0)
+        if self._thread.is_alive():
+            raise JournalError(
+                f'journal {self._path}: its thread did not end; restart the process'
+            )
+        self._journal.close()
+        self._thread = self._journal = None
 
     def attach(self, gate: Gate, *, batch: int, queue: int) -> None:
         """Begin to take decisions and to publish through a gate."""
@@ -159,9 +175,8 @@ class Store:
     def put_predictions(self, item: Predictions) -> None:
         """Queue predictions; the oldest go if there is no room."""
         with self._wake:
-            self.counters['predictions_dropped'] += (
-                len(self._predictions) == self._predictions.maxlen
-            )
+            full = len(self._predictions) == self._predictions.maxlen
+            self.counters['predictions_dropped'] += full
             self._predictions.append(item)
             self._wake.notify()
 
@@ -207,49 +222,44 @@ class Store:
 
     def _run(self) -> None:
         try:
-            while self._wait():
+            while not self._stop.is_set():
+                idle = not self._wait_for_work()
                 with self._stepping:
-                    if not self._step():
-                        self.counters['commit_errors'] += 1
-                        idle = RETRY_S
-                    else:
-                        idle = 0.02 if self._behind and self._gate is not None else 0.0
-                if idle:
-                    with self._wake:
-                        if not self._stop:
-                            self._wake.wait(idle)
+                    done = self._step(idle)
+                    waits = self._behind and self._gate is not None
+                if not done:
+                    self._stop.wait(RETRY_S)
+                elif waits:
+                    self._stop.wait(READY_S)
             with self._stepping:
                 self._gate = None
-                self._step()
+                self._step(False)
         except BaseException as error:
             self.failure = error
 
-    def _wait(self) -> bool:
+    def _wait_for_work(self) -> bool:
         with self._wake:
-            if not (self._stop or self._has_work()):
+            if not self._has_work() and not self._stop.is_set():
                 self._wake.wait(FLUSH_S)
-            return not self._stop
+            return self._has_work()
 
     def _has_work(self) -> bool:
-        return bool(
-            self._settings
-            or self._predictions
-            or self._events
-            or (self._gate is not None and (self._decisions or self._behind))
-        )
+        gate = self._gate is not None and (self._decisions or self._behind)
+        return bool(gate or self._settings or self._predictions or self._events)
 
-    def _step(self) -> bool:
+    def _step(self, idle: bool) -> bool:
         """Do what is there to do once; return False if the journal refused it."""
         assert self._journal is not None
         try:
-            self._write_settings(self._journal)
-            if self._gate is not None and self._behind:
-                self._catch_up(self._journal, self._gate)
-            self._commit(self._journal)
-            if not self._has_work():
+            if idle:
                 self._journal.flush()
+            else:
+                self._write_settings(self._journal)
+                self._catch_up(self._journal)
+                self._commit(self._journal)
         except JournalError as error:
             self.error = str(error)
+            self.counters['commit_errors'] += 1
             return False
         self.error = ''
         return True
@@ -263,11 +273,14 @@ class Store:
                 setting.error = error
             setting.done.set()
 
-    def _catch_up(self, journal: Journal, gate: Gate) -> None:
+    def _catch_up(self, journal: Journal) -> None:
         # Frames that were committed but perhaps never published, before a kill: once more.
+        gate = self._gate
+        if gate is None or not self._behind:
+            return
         frames = journal.unpublished()
         if frames:
-            if not gate.ready() or not gate.publish(frames, [True] * len(frames)):
+            if not gate.ready() or not gate.publish_frames(frames, [True] * len(frames)):
                 return
             self.counters['republished'] += len(frames)
             journal.mark_published()
@@ -277,11 +290,9 @@ class Store:
         gate = self._gate
         with self._wake:
             n = 0 if gate is None or self._behind else min(self._batch, len(self._decisions))
-            waiting = [self._decisions[i] for i in range(n)]
-            predictions = [
-                self._predictions[i] for i in range(min(_SIDE_BATCH, len(self._predictions)))
-            ]
-            events = [self._events[i] for i in range(min(_SIDE_BATCH, len(self._events)))]
+            waiting = list(islice(self._decisions, n))
+            predictions = list(islice(self._predictions, _SIDE_BATCH))
+            events = list(islice(self._events, _SIDE_BATCH))
         judged = []
         for item in waiting:
             assert gate is not None
@@ -299,13 +310,13 @@ class Store:
         self.commit_us = (time.perf_counter() - started) * 1e6
         self.counters['frames'] += sum(new)
         self.counters['duplicates'] += len(new) - sum(new)
-        if gate.publish(judged, new):
+        if gate.publish_frames(judged, new):
             journal.mark_published()
         else:
             self._behind = True
 
 
-def _drop_first(queue: deque, taken: Sequence[object]) -> None:
+def _drop_first(queue: deque[Any], taken: Sequence[object]) -> None:
     """Remove what was written; some of it may have been dropped to make room meanwhile."""
     left = {id(item) for item in taken}
     while queue and id(queue[0]) in left:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What touches the world (files, sockets, databases, engines): one module each, imported when used."""
+"""What touches the world (files, sockets, engines): one module each, imported when used."""

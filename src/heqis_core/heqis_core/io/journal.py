@@ -214,6 +214,12 @@ class Journal(JournalReader):
             with self._transaction():
                 pass
 
+    def set_limits(self, *, predictions: int | None = None, events: int | None = None) -> None:
+        """Change how many rows of predictions and events are kept; None leaves it as it is."""
+        for table, limit in (('predictions', predictions), ('events', events)):
+            if limit is not None:
+                self._limits[table] = limit
+
     def set_meta(self, key: str, value: str) -> None:
         """Keep a small named text, durable on return."""
         with self._transaction():

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The risk gate: proposed decisions in; judged, durable and only then published.
+
+A frame that comes again is only answered with `committed`. Frames that a kill may have caught
+between their commit and their publication are published once more at the next start, so
+`signals` and `decisions` are at-least-once: whoever acts on them looks at the key.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rclpy.serialization import deserialize_message
+
+from heqis_core.control import Event, Level
+from heqis_core.decision import Decisions
+from heqis_core.errors import JournalError, WireError
+from heqis_msgs import msg as m
+from heqis_msgs.srv import KillSwitch
+from heqis_ros import qos
+from heqis_ros.convert import (
+    committed_to_msg,
+    decisions_to_msg,
+    event_to_msg,
+    msg_to_decisions,
+    signals_from,
+)
+from heqis_ros.node import ManagedNode
+from heqis_supervisor.cdr import heartbeat_source
+from heqis_supervisor.params import RISK_GATE
+from heqis_supervisor.risk_gate import EventClock, GateState, judge
+from heqis_supervisor.store import Store
+
+REPORT_S = 0.1
+WAIT_FOR_READERS_S = 2.0
+"""How long frames that are published once more wait for somebody to hear of them."""
+_KILL_SWITCH = 'kill_switch'
+
+
+class RiskGateNode(ManagedNode):
+    """Lets decisions out after the journal's commit."""
+
+    PARAMS = RISK_GATE
+
+    def __init__(self, store: Store) -> None:
+        """Create an unconfigured node over the process's store."""
+        super().__init__()
+        self._store = store
+        self._gate = GateState()
+        self._clock = EventClock()
+        self._activated_s = 0.0
+
+    def configure(self, params: Any) -> None:
+        """Open the journal and the ports; the kill switch is as it was left."""
+        self._store.open(params.path)
+        self.defer(self._store.close)
+        kept = json.loads(self._store.get_meta(_KILL_SWITCH) or '{}')
+        self._gate = GateState(kill_switch=bool(kept.get('engaged')))
+        self._signals = self.publisher(m.Signals, 'signals', qos.SIGNALS)
+        self._decisions = self.publisher(m.Decisions, 'decisions', qos.DECISIONS)
+        self._committed = self.publisher(m.Committed, 'committed', qos.COMMITTED)
+        self._events = self.publisher(m.Event, 'events', qos.EVENTS)
+        self.subscription(m.Decisions, 'decisions/proposed', qos.DECISIONS, self._on_proposed)
+        self.subscription(m.Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat, raw=True)
+        self.service(KillSwitch, '~/kill_switch', self._on_kill_switch)
+        self.timer(REPORT_S, self._report)
+        if self._gate.kill_switch:
+            self.get_logger().warning(f'kill switch is engaged: {kept.get("reason")}')
+
+    def activate(self) -> None:
+        """Begin to let decisions through."""
+        self._clock = EventClock()
+        self._clock.resume(self._store.newest())
+        self._activated_s = time.monotonic()
+        self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
+
+    def deactivate(self) -> None:
+        """Let nothing through; what waits stays open at the gateway."""
+        self._store.detach()
+        self.set_pending(0)
+
+    # --- in: the executor's thread ---
+
+    def _on_proposed(self, message: m.Decisions) -> None:
+        try:
+            item = msg_to_decisions(message)
+        except WireError as error:
+            self.count('bad_messages')
+            self.get_logger().warning(f'not judged: {error}', throttle_duration_sec=5.0)
+            return
+        self._store.put_decisions(item)
+        self.set_pending(self._store.pending)
+
+    def _on_heartbeat(self, data: bytes) -> None:
+        if heartbeat_source(data)[1] != 'supervisor':
+            return
+        hold = bool(deserialize_message(data, m.Heartbeat).hold)
+        if hold != self._gate.hold:
+            self._gate = GateState(self._gate.kill_switch, hold)
+            self.get_logger().warning('output is held' if hold else 'output is no longer held')
+
+    def _on_kill_switch(
+        self, request: KillSwitch.Request, response: KillSwitch.Response
+    ) -> KillSwitch.Response:
+        kept = {'engaged': request.engage, 'reason': request.reason, 'stamp_ns': time.time_ns()}
+        if request.engage:
+            self._gate = GateState(True, self._gate.hold)
+        try:
+            self._store.set_meta(_KILL_SWITCH, json.dumps(kept))
+        except JournalError as error:
+            response.engaged = self._gate.kill_switch
+            response.message = f'{"engaged, but not across a restart" if request.engage else "not cleared"}: {error}'
+            return response
+        self._gate = GateState(request.engage, self._gate.hold)
+        response.engaged = request.engage
+        response.message = 'every signal is refused' if request.engage else 'signals go out again'
+        self._tell_kill_switch(request)
+        return response
+
+    def _tell_kill_switch(self, request: KillSwitch.Request) -> None:
+        done = 'engaged' if request.engage else 'cleared'
+        text = f'{done}: {request.reason or "no reason given"}'
+        event = Event(
+            time.time_ns(), Level.WARN, self.get_name(), 'kill_switch', self.get_name(), text
+        )
+        self.get_logger().warning(f'kill switch {text}')
+        if not (self.active and self.publish(self._events, event_to_msg(event))):
+            self._store.put_event(event)
+
+    def _report(self) -> None:
+        self._store.check()
+        for name, value in self._store.counters.items():
+            self.set_counter(name, value)
+        self.set_counter('kill_switch', int(self._gate.kill_switch))
+        self.set_counter('hold', int(self._gate.hold))
+        self.set_pending(self._store.pending)
+        self.stage_us('commit', self._store.commit_us)
+        state = 'kill switch engaged' if self._gate.kill_switch else f'{self.params.clock} clock'
+        self.set_info(self._store.error or state)
+
+    # --- out: the store's thread ---
+
+    def judge(self, decisions: Decisions) -> Decisions:
+        """Refuse what may not go out."""
+        replay = self.params.clock == 'event'
+        now_ns = self._clock.now_ns(decisions) if replay else time.time_ns()
+        verdict = judge(decisions, now_ns, self._gate)
+        return verdict
+
+    def ready(self) -> bool:
+        """Whether the gateway listens, or did not come within a while."""
+        late = time.monotonic() - self._activated_s > WAIT_FOR_READERS_S
+        return late or self._committed.get_subscription_count() > 0
+
+    def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
+        """Publish what is durable: new frames whole, of the others that they are."""
+        done = True
+        listened = self._decisions.get_subscription_count() > 0
+        closed: dict[tuple[str, int], list[int]] = {}
+        for item, fresh in zip(decisions, new, strict=True):
+            closed.setdefault((item.stream, item.epoch), []).append(item.seq)
+            if not fresh:
+                continue
+            signals = signals_from(item)
+            if signals.signals:
+                self.count('signals', len(signals.signals))
+                done &= self.publish(self._signals, signals)
+            if listened:
+                done &= self.publish(self._decisions, decisions_to_msg(item))
+        for (stream, epoch), seqs in closed.items():
+            done &= self.publish(self._committed, committed_to_msg(stream, epoch, seqs))
+        self.progress(len(decisions))
+        return done
