@@ -2,9 +2,9 @@
 """Bar-in to signal-out over two processes, beside the sum of its bare parts on the same arrays.
 
 The path: bar block, feature pipeline with factor encoder, frame, link, windows, generator,
-strategy, decisions, link. The bare parts: the feature kernels with the scaler, one session call for
-each tile of encoder and generator, and pyzmq with as many bytes there and back. What the path has
-above them is windows, tiles, strategy, frame and wire. Nothing else is measured here.
+strategy, decisions, link. The bare parts: the feature kernels with the scaler, one session call
+for each tile of encoder and generator, and pyzmq with as many bytes there and back. What the path
+has above them is windows, tiles, strategy, frame and wire. Nothing else is measured here.
 """
 
 from __future__ import annotations

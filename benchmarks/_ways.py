@@ -186,7 +186,7 @@ class Bare:
 
 
 class Dds:
-    """Topics of rclpy: Fast DDS over UDP on loopback, with the QoS and conversions of the graph."""
+    """Topics of rclpy: Fast DDS over UDP on loopback, QoS and conversions as in the graph."""
 
     def __init__(self, first: bool) -> None:
         """Open one end."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Latency between two processes: bypass, DDS and bare pyzmq, and from bar-in to signal-out.
 
-A frame goes there and the decisions of its symbols come back, over the bypass, over DDS, and as bare
-bytes of the same number over pyzmq. Ping-pong answers at once; paced sends one frame every 5 ms.
+A frame goes there and the decisions of its symbols come back, over the bypass, over DDS, and as
+bare bytes of the same number over pyzmq. Ping-pong answers at once; paced sends one every 5 ms.
 Rounds of the three are interleaved, so that a slow phase of the machine meets all of them, and the
 ratios of medians are medians over rounds. One-way times (of the frame) compare the wall clocks of
 two processes on one machine, which are one clock.

@@ -162,17 +162,14 @@ def _ros() -> Iterator[Finding]:
 
 
 def _middleware() -> Finding:
-    try:
-        from rclpy.utilities import get_rmw_implementation_identifier
-
-        name = get_rmw_implementation_identifier()
-    except Exception as error:
-        fix = 'unset RMW_IMPLEMENTATION, or install the one that it names'
-        return Finding('ROS 2', 'middleware', BROKEN, f'{type(error).__name__}: {error}', fix)
     chosen = os.environ.get('RMW_IMPLEMENTATION')
-    return Finding(
-        'ROS 2', 'middleware', OK, name + (' (RMW_IMPLEMENTATION)' if chosen else ' (default)')
-    )
+    name = chosen or probes.DEFAULT_MIDDLEWARE
+    found = probes.middlewares()
+    if name not in found:
+        fix = f'unset RMW_IMPLEMENTATION, or install {name}; here are {", ".join(found) or "none"}'
+        return Finding('ROS 2', 'middleware', BROKEN, f'{name} is not installed', fix)
+    why = 'RMW_IMPLEMENTATION' if chosen else 'default'
+    return Finding('ROS 2', 'middleware', OK, f'{name} ({why})')
 
 
 def _packages() -> Iterator[Finding]:

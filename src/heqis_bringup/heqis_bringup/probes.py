@@ -7,11 +7,14 @@ import ctypes
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 
+DEFAULT_MIDDLEWARE = 'rmw_fastrtps_cpp'
+_RMW_INDEX = 'share/ament_index/resource_index/rmw_typesupport'
 _TIME_ERROR = 5
 _TIMEX_BYTES = 512
 
@@ -23,6 +26,15 @@ def clock_synchronised() -> bool | None:
     )  # larger than struct timex; modes 0 only reads
     state = int(ctypes.CDLL(None).adjtimex(buffer))
     return None if state < 0 else state != _TIME_ERROR
+
+
+def middlewares() -> list[str]:
+    """Return the names of the RMW implementations that the ament index holds."""
+    prefixes = [*os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep), sys.prefix]
+    folders = [Path(prefix, _RMW_INDEX) for prefix in prefixes if prefix]
+    return sorted(
+        {item.name for folder in folders if folder.is_dir() for item in folder.iterdir()}
+    )
 
 
 def port_holder(port: int) -> str | None:
@@ -125,10 +137,10 @@ def _onnxruntime() -> str | None:
 
 
 def _onnxruntime_detail() -> str:
-    import onnxruntime
-
-    providers = ', '.join(onnxruntime.get_available_providers())
-    return f'ONNX Runtime {onnxruntime.__version__}, offers {providers}; HEQIS runs it on the CPU'
+    # Looked at, not used: what loads it in earnest is heqis_core.io.ort_engine.
+    runtime = import_module('onnxruntime')
+    providers = ', '.join(runtime.get_available_providers())
+    return f'ONNX Runtime {runtime.__version__}, offers {providers}; HEQIS runs it on the CPU'
 
 
 def _package(name: str) -> Callable[[], str]:

@@ -8,7 +8,10 @@ import io
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -131,6 +134,28 @@ def test_onnx_runtime_serves_every_part_on_this_machine() -> None:
     findings = doctor.examine({'engines': doctor.PROBES['engines']})
     used = [item for item in findings if item.status == USED]
     assert len(used) == len(probes.ENGINE_ORDER)
+
+
+def test_a_middleware_that_is_not_installed_is_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index = tmp_path / 'share/ament_index/resource_index/rmw_typesupport'
+    index.mkdir(parents=True)
+    (index / 'rmw_cyclonedds_cpp').touch()
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    monkeypatch.setattr(sys, 'prefix', str(tmp_path / 'none'))
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_cyclonedds_cpp')
+    assert middleware().status == OK
+    monkeypatch.setenv('RMW_IMPLEMENTATION', 'rmw_nix')
+    finding = middleware()
+    assert (finding.status, finding.detail) == (BROKEN, 'rmw_nix is not installed')
+    assert 'rmw_cyclonedds_cpp' in finding.fix
+
+
+def middleware() -> Finding:
+    if util.find_spec('rclpy') is None:
+        pytest.skip('no ROS 2 here')
+    return next(f for f in doctor.examine() if f.name == 'middleware')
 
 
 def test_the_clock_probe_answers_or_says_that_it_cannot() -> None:

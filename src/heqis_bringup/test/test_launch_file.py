@@ -365,15 +365,6 @@ def test_arguments_that_two_files_declare_have_one_default() -> None:
         assert argument == gateway[argument.name]
 
 
-def test_a_parameter_is_set_in_the_launch_file_or_in_the_parameter_file() -> None:
-    # Otherwise the argument's default would silently undo what a person wrote into the file.
-    for process in shipped('all').processes:
-        values = {param[0] for param in process.params if isinstance(param, tuple)}
-        (file,) = [param for param in process.params if isinstance(param, Path)]
-        for section in yaml.safe_load(file.read_text(encoding='utf-8')).values():
-            assert not values & set(section['ros__parameters'])
-
-
 def test_only_processes_with_one_node_are_renamed() -> None:
     # `name` would rename every node of a process, so two of them would share one name.
     names = {p.executable: p.name for p in shipped('gateway').processes}
@@ -383,19 +374,6 @@ def test_only_processes_with_one_node_are_renamed() -> None:
         'supervisor': None,
         'agent': 'gateway_agent',
     }
-
-
-def test_shipped_parameter_files_name_each_node_so_that_launch_values_win() -> None:
-    # ROS merges equal keys at their first place: a '/**' section in a file would put the values
-    # of the launch file (also '/**') before the file's own node sections, and lose them.
-    for path in sorted((ROOT / 'config').glob('*.yaml')):
-        document = yaml.safe_load(path.read_text(encoding='utf-8'))
-        if path.name == 'graph.yaml':
-            continue
-        assert document, path.name
-        for key, section in document.items():
-            assert key.startswith('/**/'), f'{path.name}: {key}'
-            assert list(section) == ['ros__parameters'], f'{path.name}: {key}'
 
 
 @pytest.mark.skipif(

@@ -45,6 +45,9 @@ class Windows:
         self._oldest = np.zeros(n_symbols, np.int64)
         self._last_seq = int(_NEVER)
         self._hole_seq = int(_NEVER)
+        # Compiles before the first frame is due: without kept code that takes seconds.
+        self._take(0, np.empty((0, n_features), np.float32), np.empty(0, np.bool_))
+        self.gather(np.empty(0, np.int64))
 
     @property
     def last_seq(self) -> int | None:
@@ -70,14 +73,7 @@ class Windows:
                 raise ValueError(
                     f'seq {seq} after {self._last_seq}: push what is missing, or call hole({seq})'
                 )
-        _push(
-            np.int64(seq),
-            np.require(rows, np.float32, ['C', 'W', 'A']),
-            np.require(valid, np.bool_, ['C', 'W', 'A']),
-            self._rows,
-            self._seqs,
-            self._oldest,
-        )
+        self._take(seq, rows, valid)
         self._last_seq = int(seq)
 
     def ready(self, seq: int) -> npt.NDArray[np.bool_]:
@@ -160,6 +156,17 @@ class Windows:
         for name, target in self._arrays().items():
             target[...] = saved[name]
         self._last_seq, self._hole_seq = last_seq, hole_seq
+
+    def _take(self, seq: int, rows: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> None:
+        _push(
+            np.int64(seq),
+            # One memory layout only: any other would compile anew, in the middle of a stream.
+            np.require(rows, np.float32, ['C', 'W', 'A']),
+            np.require(valid, np.bool_, ['C', 'W', 'A']),
+            self._rows,
+            self._seqs,
+            self._oldest,
+        )
 
     def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         return {'rows': self._rows, 'seqs': self._seqs, 'oldest': self._oldest}

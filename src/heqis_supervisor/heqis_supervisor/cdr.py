@@ -24,7 +24,7 @@ def heartbeat_source(data: bytes) -> tuple[str, str]:
 
 
 def _text(data: bytes, at: int, order: str) -> tuple[str, int]:
-    # CDR: alignment counts from the end of the four bytes of encapsulation; the length counts the NUL.
+    # CDR: four bytes of encapsulation, then aligned values; the length counts the NUL.
     at += -at % 4
     (length,) = struct.unpack_from(f'{order}I', data, at)
     end = at + 4 + length

@@ -10,7 +10,8 @@ from typing import Any
 from heqis_core.errors import WireError
 from heqis_msgs.msg import Event, Predictions
 from heqis_ros import qos
-from heqis_ros.convert import msg_to_event, msg_to_predictions
+from heqis_ros.convert import msg_to_predictions
+from heqis_ros.convert_health import msg_to_event
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
 from heqis_supervisor.params import JOURNAL
@@ -31,7 +32,7 @@ class JournalNode(ManagedNode):
         self._store = store
 
     def configure(self, params: Any) -> None:
-        """Open the journal and listen; a journal that cannot be opened is refused with the reason."""
+        """Open the journal and listen; refuse with the reason if it cannot be opened."""
         self._store.open(
             params.path,
             queue=params.queue,

@@ -24,10 +24,10 @@ from heqis_ros import qos
 from heqis_ros.convert import (
     committed_to_msg,
     decisions_to_msg,
-    event_to_msg,
     msg_to_decisions,
     signals_from,
 )
+from heqis_ros.convert_health import event_to_msg
 from heqis_ros.node import ManagedNode
 from heqis_supervisor.cdr import heartbeat_source
 from heqis_supervisor.params import RISK_GATE
@@ -50,7 +50,7 @@ class RiskGateNode(ManagedNode):
         super().__init__()
         self._store = store
         self._gate = GateState()
-        self._clock = EventClock()
+        self._event_clock = EventClock()
         self._activated_s = 0.0
 
     def configure(self, params: Any) -> None:
@@ -72,8 +72,8 @@ class RiskGateNode(ManagedNode):
 
     def activate(self) -> None:
         """Begin to let decisions through."""
-        self._clock = EventClock()
-        self._clock.resume(self._store.newest())
+        self._event_clock = EventClock()
+        self._event_clock.resume(self._store.newest())
         self._activated_s = time.monotonic()
         self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
 
@@ -112,7 +112,8 @@ class RiskGateNode(ManagedNode):
             self._store.set_meta(_KILL_SWITCH, json.dumps(kept))
         except JournalError as error:
             response.engaged = self._gate.kill_switch
-            response.message = f'{"engaged, but not across a restart" if request.engage else "not cleared"}: {error}'
+            done = 'engaged, but not across a restart' if request.engage else 'not cleared'
+            response.message = f'{done}: {error}'
             return response
         self._gate = GateState(request.engage, self._gate.hold)
         response.engaged = request.engage
@@ -146,7 +147,7 @@ class RiskGateNode(ManagedNode):
     def judge(self, decisions: Decisions) -> Decisions:
         """Refuse what may not go out."""
         replay = self.params.clock == 'event'
-        now_ns = self._clock.now_ns(decisions) if replay else time.time_ns()
+        now_ns = self._event_clock.now_ns(decisions) if replay else time.time_ns()
         verdict = judge(decisions, now_ns, self._gate)
         return verdict
 

@@ -188,7 +188,7 @@ class Store:
             self._wake.notify()
 
     def set_meta(self, key: str, value: str, timeout_s: float = 2.0) -> None:
-        """Write a named text, after every frame that is being judged; raise JournalError if not."""
+        """Write a named text after the frames that are being judged; raise JournalError if not."""
         setting = _Setting(key, value)
         with self._wake:
             self._settings.append(setting)

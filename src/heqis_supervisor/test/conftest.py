@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated graph of two boards that the policy is let loose on, with time by argument."""
+"""Two graphs to supervise: a simulated one with time by argument, and one of real processes."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
 
 from heqis_core.control import (
     Beats,
@@ -20,6 +27,10 @@ from heqis_core.control import (
     Transit,
     Transition,
 )
+from heqis_core.testing import free_port
+from heqis_msgs.msg import Event, Heartbeat
+from heqis_ros import qos
+from heqis_ros.testing import ros_graph
 from heqis_supervisor.facts import Command, Facts, Note, State
 from heqis_supervisor.policy import initial, update
 from heqis_supervisor.rules import Rules, load_rules
@@ -333,3 +344,159 @@ def make_world(shipped_rules: Rules):
         return World(rules, **options)
 
     return make
+
+
+# --- real processes ---
+
+HERE = Path(__file__).parent
+GRAPH = """\
+version: 1
+heartbeat_ms: 100
+defaults:
+  lease_ms: {lease_ms}
+  hang_ms: 1500
+  progress_ms: 1500
+  backoff_ms: 100
+  attempts: 4
+  stable_ms: 2000
+  respawn_ms: 15000
+boards:
+  gateway:
+    store:
+      nodes:
+        base: {{}}
+        gate: {{depends_on: [base]}}
+    supervisor: {{kill: false, nodes: {{supervisor: {{managed: false}}}}}}
+    agent: {{nodes: {{gateway_agent: {{managed: false}}}}}}
+  compute:
+    brain:
+      nodes:
+        thinker: {{depends_on: [gate]}}
+    agent: {{nodes: {{compute_agent: {{managed: false}}}}}}
+"""
+COMMANDS = {
+    'store': ('gateway', [str(HERE / 'fake_process.py'), 'store', 'base,gate']),
+    'brain': ('compute', [str(HERE / 'fake_process.py'), 'brain', 'thinker']),
+    'supervisor': ('gateway', ['-m', 'heqis_supervisor.supervisor_node']),
+    'gateway_agent': ('gateway', ['-m', 'heqis_supervisor.agent_node']),
+    'compute_agent': ('compute', ['-m', 'heqis_supervisor.agent_node']),
+}
+
+
+class RealGraph:
+    """Processes of a small graph, started and respawned here as launch would, and what they say."""
+
+    def __init__(self, graph, folder: Path, lease_ms: int) -> None:
+        self.graph, self.folder = graph, folder
+        self.endpoint = f'tcp://127.0.0.1:{free_port()}'
+        self.rules = folder / 'graph.yaml'
+        self.rules.write_text(GRAPH.format(lease_ms=lease_ms))
+        self.running: dict[str, subprocess.Popen] = {}
+        self.starts: dict[str, int] = {}
+        self.respawn = True
+        self.environment: dict[str, str] = {}
+        self.diagnostics: dict[str, object] = {}
+        self.events: list[Event] = []
+        self.beats: dict[str, Heartbeat] = {}
+        node = graph.add(Node('observer', namespace='/heqis'))
+        node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, qos.DIAGNOSTICS)
+        node.create_subscription(Event, 'events', self.events.append, qos.EVENTS)
+        node.create_subscription(Heartbeat, 'heartbeat', self._beat, qos.HEARTBEAT)
+        self.tell = node.create_publisher(Event, 'in', qos.EVENTS)
+        self.node = node
+
+    def _diagnose(self, message: DiagnosticArray) -> None:
+        self.diagnostics = {
+            status.name.removeprefix('heqis/'): status for status in message.status
+        }
+
+    def _beat(self, message: Heartbeat) -> None:
+        self.beats[f'{message.board}/{message.process}'] = message
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            board, command = COMMANDS[name]
+            arguments = [
+                '--ros-args',
+                '-r',
+                '__ns:=/heqis',
+                '-p',
+                f'control_endpoint:={self.endpoint}',
+            ]
+            if name == 'supervisor':
+                arguments += ['-p', f'graph:={self.rules}']
+            if command[0].endswith('fake_process.py'):
+                arguments = arguments[:3]
+            self.starts[name] = self.starts.get(name, 0) + 1
+            with (self.folder / f'{name}.log').open('a') as log:
+                self.running[name] = subprocess.Popen(
+                    [sys.executable, *command, *arguments],
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, 'HEQIS_BOARD': board, **self.environment},
+                )
+
+    def keep_up(self) -> None:
+        """Start again what has ended, as launch does."""
+        for name, process in list(self.running.items()):
+            if process.poll() is not None and self.respawn:
+                self.start(name)
+
+    def until(self, condition, timeout_s: float, what: str = '') -> None:
+        def kept() -> bool:
+            self.keep_up()
+            return condition()
+
+        try:
+            self.graph.spin_until(kept, timeout_s, what)
+        except AssertionError as error:
+            logs = ''.join(
+                f'--- {path.name}\n{path.read_text()[-2500:]}'
+                for path in self.folder.glob('*.log')
+            )
+            raise AssertionError(f'{error}\n{self.levels()}\n{logs}') from None
+
+    def levels(self) -> dict[str, str]:
+        return {
+            name: f'{status.level[0]} {status.message}'
+            for name, status in self.diagnostics.items()
+        }
+
+    def well(self) -> bool:
+        nodes = {n: s for n, s in self.diagnostics.items() if n.startswith('node/')}
+        return len(nodes) == 6 and all(
+            status.level == b'\x00' for status in self.diagnostics.values()
+        )
+
+    def values(self, name: str) -> dict[str, str]:
+        status = self.diagnostics.get(name)
+        return {} if status is None else {pair.key: pair.value for pair in status.values}
+
+    def order(self, node: str, text: str) -> None:
+        self.tell.publish(Event(subject=node, text=text))
+
+    def signal(self, name: str, number: int) -> None:
+        self.running[name].send_signal(number)
+
+    def end(self) -> None:
+        self.respawn = False
+        for process in self.running.values():
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.running.values():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def real_graph(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RealGraph]:
+    lease_ms = getattr(request, 'param', 1000)
+    with ros_graph() as graph:
+        real = RealGraph(graph, tmp_path, lease_ms)
+        try:
+            yield real
+        finally:
+            real.end()

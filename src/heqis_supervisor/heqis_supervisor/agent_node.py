@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent of a board: hands heartbeats to the supervisor, and does here what it is told.
+
+It brings itself up. One thread owns the link and kills; transitions are asked of the nodes'
+lifecycle services by the executor. Nothing is decided here, and no process is started here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from lifecycle_msgs.msg import Transition as LifecycleTransition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.client import Client
+from rclpy.serialization import deserialize_message
+
+from heqis_core.control import (
+    GOAL,
+    Beats,
+    FromAgent,
+    Hello,
+    Kill,
+    Overview,
+    ProcessBeat,
+    Result,
+    Transit,
+    Transition,
+)
+from heqis_core.errors import WireError
+from heqis_core.io.control_link import AgentLink
+from heqis_core.io.zmq_security import optional_security
+from heqis_msgs.msg import Heartbeat
+from heqis_ros import qos, vitals
+from heqis_ros.convert_health import beat_to_msg, msg_to_beat
+from heqis_ros.node import ManagedNode
+from heqis_ros.process import run_process
+from heqis_supervisor.board import Watched
+from heqis_supervisor.cdr import heartbeat_source
+from heqis_supervisor.params import AGENT
+
+POLL_MS = 20
+HELLO_S = 1.0
+HEARD_S = 0.5
+"""The supervisor's heartbeat counts as heard on this board for so long."""
+_IDS = {
+    Transition.CONFIGURE: LifecycleTransition.TRANSITION_CONFIGURE,
+    Transition.CLEANUP: LifecycleTransition.TRANSITION_CLEANUP,
+    Transition.ACTIVATE: LifecycleTransition.TRANSITION_ACTIVATE,
+    Transition.DEACTIVATE: LifecycleTransition.TRANSITION_DEACTIVATE,
+}
+
+
+class _Order:
+    """A transition on its way."""
+
+    def __init__(self, order: Transit) -> None:
+        self.order = order
+        self.deadline_s = time.monotonic() + order.timeout_ms / 1000
+        self.future: Any = None
+
+
+class AgentNode(ManagedNode):
+    """The supervisor's hand on one board."""
+
+    PARAMS = AGENT
+    AUTOSTART = True
+
+    def __init__(self) -> None:
+        """Create the node `<board>_agent`."""
+        super().__init__(f'{vitals.board()}_agent')
+
+    def configure(self, params: Any) -> None:
+        """Connect to the supervisor; it need not be there yet."""
+        security = optional_security(
+            params.secret_key_file, params.peer_key_file, params.allow_folder
+        )
+        self._link = AgentLink(params.control_endpoint, security=security)
+        self.defer(self._link.close)
+        self._watched = Watched(self.board, vitals.boot_id())
+        self._out: deque[FromAgent] = deque(maxlen=1024)
+        self._asked: deque[Transit] = deque()
+        self._orders: list[_Order] = []
+        self._changers: dict[str, Client] = {}
+        self._heard_s = float('-inf')
+        self._repeated: deque[tuple[int, int]] = deque(maxlen=256)
+        self._heartbeat = self.publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
+        self.subscription(Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat, raw=True)
+        self.timer(0.05, self._look_after_orders)
+        self._new_order = self.create_guard_condition(
+            lambda: self._guarded('orders', self._begin_orders)
+        )
+        self.defer(lambda: self.destroy_guard_condition(self._new_order))
+        self.worker('link', self._run)
+        self.set_info(f'supervisor at {params.control_endpoint}')
+
+    def deactivate(self) -> None:
+        """Forget what was under way."""
+        self._orders.clear()
+        self._asked.clear()
+        self._changers.clear()
+
+    # --- the link's thread ---
+
+    def _run(self, stop: threading.Event) -> None:
+        hello_s = float('-inf')
+        while not stop.is_set():
+            now = time.monotonic()
+            if now - hello_s >= HELLO_S:
+                hello_s = now
+                self._send(
+                    Hello(self.board, self.start_id, vitals.HOST, vitals.boot_id(), os.getpid())
+                )
+                self._report()
+            while self._out:
+                self._send(self._out.popleft())
+            for message in self._link.poll(POLL_MS):
+                self._obey(message)
+
+    def _send(self, message: FromAgent) -> None:
+        self._link.send(message)
+
+    def _obey(self, message: Transit | Kill | Overview) -> None:
+        if isinstance(message, Overview):
+            self._repeat(message.beat)
+        elif isinstance(message, Kill):
+            self.get_logger().warning(f'told to kill {message.process}, pid {message.pid}')
+            ok, text = self._watched.kill(message)
+            self.get_logger().warning(text)
+            self.count('kills')
+            self._send(Result(message.id, self.board, self.start_id, ok, text))
+        else:
+            self._asked.append(message)
+            self._new_order.trigger()
+        self.progress()
+
+    def _repeat(self, beat: ProcessBeat) -> None:
+        if time.monotonic() - self._heard_s > HEARD_S:
+            self._repeated.append((beat.start_id, beat.count))
+            self.publish(self._heartbeat, beat_to_msg(beat))
+            self.count('supervisor_repeated')
+
+    def _report(self) -> None:
+        for name, value in self._link.counters.items():
+            self.set_counter(name, value)
+
+    # --- the executor's thread ---
+
+    def _on_heartbeat(self, data: bytes) -> None:
+        board, process = heartbeat_source(data)
+        if board != self.board and process != 'supervisor':
+            return
+        try:
+            beat = msg_to_beat(deserialize_message(data, Heartbeat))
+        except WireError as error:
+            self.count('bad_messages')
+            self.get_logger().warning(f'heartbeat: {error}', throttle_duration_sec=5.0)
+            return
+        if process == 'supervisor' and (beat.start_id, beat.count) not in self._repeated:
+            self._heard_s = time.monotonic()
+        mine = self._watched.take(beat)
+        if mine is not None:
+            self._put(Beats(self.board, self.start_id, (mine,)))
+
+    def _begin_orders(self) -> None:
+        while self._asked:
+            order = _Order(self._asked.popleft())
+            self._orders.append(order)
+            self._advance(order)
+
+    def _look_after_orders(self) -> None:
+        for order in list(self._orders):
+            self._advance(order)
+
+    def _advance(self, order: _Order) -> None:
+        asked = order.order
+        if order.future is None:
+            client = self._client(asked.node)
+            if client.service_is_ready():
+                request = ChangeState.Request()
+                request.transition.id = _IDS[asked.transition]
+                order.future = client.call_async(request)
+                order.future.add_done_callback(lambda _: self._advance(order))
+        if order not in self._orders:
+            return
+        if order.future is not None and order.future.done():
+            self._finish(order)
+        elif time.monotonic() > order.deadline_s:
+            why = 'no answer' if order.future is not None else 'its lifecycle service is not there'
+            self._finish(order, f'{why} within {asked.timeout_ms} ms')
+
+    def _finish(self, order: _Order, problem: str = '') -> None:
+        self._orders.remove(order)
+        asked, state = order.order, GOAL[order.order.transition]
+        if not problem:
+            try:
+                answer = order.future.result()
+                problem = '' if answer is not None and answer.success else 'refused'
+            except Exception as error:  # whatever the middleware raises belongs to the answer
+                problem = f'{type(error).__name__}: {error}'
+        elif order.future is not None:
+            self._client(asked.node).remove_pending_request(order.future)
+        head = (asked.id, self.board, self.start_id)
+        self._put(Result(*head, False, problem) if problem else Result(*head, True, '', state))
+
+    def _put(self, message: FromAgent) -> None:
+        self.vitals.count('queue_dropped', len(self._out) == self._out.maxlen)
+        self._out.append(message)
+
+    def _client(self, node: str) -> Client:
+        client = self._changers.get(node)
+        if client is None:
+            client = self._changers[node] = self.client(ChangeState, f'{node}/change_state')
+        return client
+
+
+def main() -> int:
+    """Run the agent of this board."""
+    return run_process('agent', [AgentNode])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

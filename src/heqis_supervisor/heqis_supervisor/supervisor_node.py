@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor: one loop over the policy, its orders to the agents, diagnostics and events.
+
+It brings itself up. One thread owns the link and the policy's state; the executor only answers
+services and hears the process's own heartbeat, which the agents repeat on every board.
+Deactivating and activating the node begins anew, and so clears what is latched.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.serialization import deserialize_message
+
+from heqis_core.control import Event, FromAgent, Level, Overview, ProcessBeat, Result
+from heqis_core.io.control_link import SupervisorLink
+from heqis_core.io.zmq_security import optional_security
+from heqis_msgs.msg import Event as EventMsg
+from heqis_msgs.msg import Heartbeat
+from heqis_msgs.srv import ResetBoard
+from heqis_ros import qos
+from heqis_ros.convert_health import event_to_msg, msg_to_beat
+from heqis_ros.node import ManagedNode
+from heqis_ros.process import run_process
+from heqis_supervisor.cdr import heartbeat_source
+from heqis_supervisor.facts import Command, Facts, Note, State
+from heqis_supervisor.health import Health, overall, report
+from heqis_supervisor.params import SUPERVISOR
+from heqis_supervisor.policy import initial, update
+from heqis_supervisor.rules import load_rules
+
+_LEVELS = {
+    Level.INFO: DiagnosticStatus.OK,
+    Level.WARN: DiagnosticStatus.WARN,
+    Level.ERROR: DiagnosticStatus.ERROR,
+}
+
+
+class SupervisorNode(ManagedNode):
+    """Keeps the graph up."""
+
+    PARAMS = SUPERVISOR
+    AUTOSTART = True
+
+    def configure(self, params: Any) -> None:
+        """Read the rules, or refuse with file and line, and listen for agents."""
+        self._rules = load_rules(params.graph)
+        security = optional_security(
+            params.secret_key_file, params.peer_key_file, params.allow_folder
+        )
+        self._link = SupervisorLink(params.control_endpoint, security=security)
+        self.defer(self._link.close)
+        self._events = self.publisher(EventMsg, 'events', qos.EVENTS)
+        self._diagnostics = self.publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
+        self.subscription(Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat, raw=True)
+        self.service(ResetBoard, '~/reset_board', self._on_reset_board)
+        self._own_beat: ProcessBeat | None = None
+        self.worker('policy', self._run)
+
+    def deactivate(self) -> None:
+        """Hold nothing any more."""
+        self.hold = False
+
+    # --- the policy's thread ---
+
+    def _run(self, stop: threading.Event) -> None:
+        state = initial(self._rules, time.monotonic())
+        told_count, told_s = 0, float('-inf')
+        levels: list[Level] = []
+        while not stop.is_set():
+            state = self._turn(state, self._gather(stop))
+            beat = self._own_beat
+            if beat is not None and beat.count != told_count:
+                told_count = beat.count
+                self._link.broadcast(Overview(beat))
+            parts = report(self._rules, state)
+            now = [part.level for part in parts]
+            if now != levels or state.time_s - told_s >= self.params.diagnostics_ms / 1000:
+                levels, told_s = now, state.time_s
+                self._tell(state, parts)
+
+    def _gather(self, stop: threading.Event) -> tuple[FromAgent, ...]:
+        """Collect heartbeats for one period, but wait for nothing once an answer is there."""
+        messages: list[FromAgent] = []
+        end_s = time.monotonic() + self.params.loop_ms / 1000
+        while not stop.is_set():
+            left_ms = int((end_s - time.monotonic()) * 1000)
+            found = self._link.poll(max(left_ms, 0))
+            messages += found
+            if left_ms <= 0 or any(isinstance(message, Result) for message in found):
+                break
+        return tuple(messages)
+
+    def _turn(self, state: State, messages: tuple[FromAgent, ...]) -> State:
+        state, actions = update(self._rules, time.monotonic(), state, Facts(messages))
+        unsent = []
+        for action in actions:
+            if isinstance(action, Note):
+                self._note(action)
+            elif not self._command(action):
+                unsent.append(action.message.id)
+        if unsent:
+            state, actions = update(
+                self._rules, time.monotonic(), state, Facts(unsent=tuple(unsent))
+            )
+            for action in actions:
+                if isinstance(action, Note):
+                    self._note(action)
+        self.hold = state.hold
+        self.progress()
+        return state
+
+    def _command(self, action: Command) -> bool:
+        self.count(f'orders_{type(action.message).__name__.lower()}')
+        return self._link.send(action.board, action.message)
+
+    def _note(self, note: Note) -> None:
+        line = f'{note.kind} {note.subject}: {note.text}'
+        if note.level == Level.ERROR:
+            self.get_logger().error(line)
+        elif note.level == Level.WARN:
+            self.get_logger().warning(line)
+        else:
+            self.get_logger().info(line)
+        event = Event(
+            time.time_ns(), note.level, self.get_name(), note.kind, note.subject, note.text
+        )
+        self.publish(self._events, event_to_msg(event))
+
+    def _tell(self, state: State, parts: list[Health]) -> None:
+        level, text = overall(parts)
+        self.set_info(text)
+        self.set_counter('hold', int(state.hold))
+        for key, mind in state.processes.items():
+            self.set_counter(f'restarts.{key}', mind.restarts)
+        for name, value in self._link.counters.items():
+            self.set_counter(name, value)
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        whole = Health('graph', self.board, level, text, {'hold': str(state.hold).lower()})
+        message.status = [_status(part) for part in (whole, *parts)]
+        self.publish(self._diagnostics, message)
+
+    # --- the executor's thread ---
+
+    def _on_heartbeat(self, data: bytes) -> None:
+        if heartbeat_source(data) != (self.board, 'supervisor'):
+            return
+        beat = msg_to_beat(deserialize_message(data, Heartbeat))
+        if beat.start_id == self.start_id:
+            self._own_beat = beat
+
+    def _on_reset_board(
+        self, request: ResetBoard.Request, response: ResetBoard.Response
+    ) -> ResetBoard.Response:
+        response.accepted = False
+        if request.board not in self._rules.boards:
+            known = ', '.join(self._rules.boards)
+            response.message = f'board {request.board!r} is not in the rules; known are: {known}'
+        elif request.dry_run:
+            response.message = (
+                f'dry run: board {request.board} would be reset, but no driver is configured'
+            )
+        else:
+            response.message = (
+                f'no driver is configured to reset board {request.board}: nothing was done'
+            )
+        if not request.dry_run:
+            reason = request.reason or 'no reason given'
+            text = f'asked for ({reason}), refused: {response.message}'
+            self._note(Note(Level.WARN, 'reset_refused', request.board, text))
+        return response
+
+
+def _status(part: Health) -> DiagnosticStatus:
+    return DiagnosticStatus(
+        level=_LEVELS[part.level],
+        name=f'heqis/{part.name}',
+        message=part.message,
+        hardware_id=part.board,
+        values=[KeyValue(key=key, value=value) for key, value in part.values.items()],
+    )
+
+
+def main() -> int:
+    """Run the supervisor."""
+    return run_process('supervisor', [SupervisorNode])
+
+
+if __name__ == '__main__':
+    sys.exit(main())
