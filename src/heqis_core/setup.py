@@ -19,7 +19,7 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
     ],
-    install_requires=['msgspec>=0.18.6', 'numba>=0.60', 'numpy>=1.26'],
+    install_requires=['msgspec>=0.18.6', 'numba>=0.61', 'numpy>=1.26'],
     extras_require={
         'files': ['pandas>=2.2', 'pyarrow>=15'],
         'link': ['pyzmq>=25'],

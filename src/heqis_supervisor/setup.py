@@ -19,7 +19,14 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
     ],
-    install_requires=['heqis_core', 'heqis_ros', 'msgspec>=0.18.6', 'PyYAML>=5.4', 'pyzmq>=25'],
+    install_requires=[
+        'heqis_core',
+        'heqis_ros',
+        'msgspec>=0.18.6',
+        'numpy>=1.26',
+        'PyYAML>=5.4',
+        'pyzmq>=25',
+    ],
     extras_require={'test': ['pytest']},
     zip_safe=False,
     entry_points={

@@ -67,6 +67,7 @@ def build_report(
             'restarts': facts.restarts.get(
                 process_of(view.name, view.process, facts.restarts), state.restarts(view.name)
             ),
+            'counters': dict(sorted(view.counters.items())),
         }
         for view in state.nodes.values()
     }

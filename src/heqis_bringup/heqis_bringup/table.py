@@ -20,7 +20,7 @@ _FLOW = (
     ('frames received', 'frames_received', ('compute',)),
     ('gaps', 'gaps', ('compute',)),
     ('drops', 'drops', ()),
-    ('decisions', 'decisions', ('risk_gate',)),
+    ('frames durable', 'frames', ('risk_gate',)),
     ('signals', 'signals', ('risk_gate',)),
 )
 _STYLES = {'active': 'green', 'lost': 'bold red', 'finalized': 'bold red'}

@@ -173,6 +173,7 @@ class Result(msgspec.Struct, frozen=True, tag='result', tag_field='kind'):
         ok: whether it was done.
         text: why not, in one line.
         state: state of the node that the agent knows of after a transition; UNKNOWN otherwise.
+        gone: the process that was to be killed had ended before.
     """
 
     id: int
@@ -181,6 +182,7 @@ class Result(msgspec.Struct, frozen=True, tag='result', tag_field='kind'):
     ok: bool
     text: str = ''
     state: NodeState = NodeState.UNKNOWN
+    gone: bool = False
 
 
 class Overview(msgspec.Struct, frozen=True, tag='overview', tag_field='kind'):

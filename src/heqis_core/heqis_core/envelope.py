@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outer form of every link message: prologue, check word, descriptor, placing of tensors.
+"""The outer form of every link message: prologue, checksums, descriptor, placing of tensors.
 
 What the messages mean (frames, decisions, requests) lives in `heqis_core.wire`;
 docs/wire-format.md gives every byte.
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -33,11 +34,11 @@ MAX_BODY = 1 << 30
 MAX_TENSORS = 64
 MAX_RANK = 8
 
-_HEAD = struct.Struct('<4sBBHIIII')
-_PROLOGUE = struct.Struct('<24sQQqI4xQ')
-_CHECK_WORD = 7
+_PROLOGUE = struct.Struct('<4sI16sQQqI4xQ')
+_HEAD = struct.Struct('<BBHIII')
+_CRC = struct.Struct('<I')
+_CRC_AT, _CRC_OF, _CRC_END = 4, 8, 16384
 _WORD = np.dtype('<u8')
-_MASK = (1 << 64) - 1
 _STAMP = np.dtype('<i8')
 _KINDS = {'i': 0, 'u': 1, 'f': 2, 'b': 6}
 _DTYPES: dict[tuple[int, int], np.dtype[np.generic]] = {
@@ -173,8 +174,7 @@ class Draft:
         self.buffer[ALIGN : ALIGN + len(descriptor)] = descriptor
         self.view = memoryview(self.buffer).toreadonly()
         self._tensors: list[Array] = []
-        self._head = _HEAD.pack(MAGIC, VERSION, kind, 0, len(descriptor), body_length, n_stamps, 0)
-        self._words: npt.NDArray[np.uint64] = np.frombuffer(self.buffer, _WORD)
+        self._head = _HEAD.pack(VERSION, kind, 0, len(descriptor), body_length, n_stamps)
         self._stamps: npt.NDArray[np.int64] = np.ndarray(
             (n_stamps,), _STAMP, self.buffer, self.body
         )
@@ -193,15 +193,27 @@ class Draft:
         self._stamps[...] = stamps
 
     def seal(self, epoch: int, seq: int, event_time_ns: int = 0, revision: int = 0) -> memoryview:
-        """Write prologue and check word; return the message, read-only until the next `fill`."""
+        """Write prologue and checksums; return the message, read-only until the next `fill`."""
+        tail_sum = _tail_sum(self.view)
         try:
-            _PROLOGUE.pack_into(self.buffer, 0, self._head, epoch, seq, event_time_ns, revision, 0)
+            _PROLOGUE.pack_into(
+                self.buffer,
+                0,
+                MAGIC,
+                0,
+                self._head,
+                epoch,
+                seq,
+                event_time_ns,
+                revision,
+                tail_sum,
+            )
         except struct.error as exc:
             raise WireError(
                 f'{self.kind.name}: epoch {epoch}, seq {seq}, event_time_ns {event_time_ns} or '
                 f'revision {revision} is out of range ({exc})'
             ) from exc
-        self._words[_CHECK_WORD] = -int(np.add.reduce(self._words)) & _MASK
+        _CRC.pack_into(self.buffer, _CRC_AT, crc32(self.view[_CRC_OF:_CRC_END]))
         return self.view
 
 
@@ -244,10 +256,10 @@ class Layout:
 def open_message(
     data: Buffer, kind: MessageType, known: Layout
 ) -> tuple[memoryview, Layout, int, int, int, int]:
-    """Check what holds for any message: size, magic, version, type, lengths and the check word.
+    """Check what holds for any message: size, magic, version, type, lengths and the checksums.
 
     `known` is the layout of the last message of this type; it is returned itself when head and
-    descriptor are the same again, so that a steady stream costs two comparisons and one sum.
+    descriptor are the same again, so that a steady stream costs two comparisons and two checksums.
 
     Returns the message as a read-only view, its layout, epoch, seq, event_time_ns and revision.
     Raises WireError that names what is wrong. Nothing is allocated but a copy of the descriptor.
@@ -256,7 +268,9 @@ def open_message(
     size = len(view)
     if size < ALIGN:
         raise WireError(f'truncated: {size} B, a prologue alone has {ALIGN}')
-    head, epoch, seq, event_time_ns, revision, _ = _PROLOGUE.unpack_from(view)
+    magic, crc, head, epoch, seq, event_time_ns, revision, tail_sum = _PROLOGUE.unpack_from(view)
+    if magic != MAGIC:
+        raise WireError(f'magic {magic!r}, expected {MAGIC!r}: not a HEQIS message')
     if (
         head == known.head
         and size == known.size
@@ -265,25 +279,27 @@ def open_message(
         layout = known
     else:
         layout = _read_head(view, head, kind)
-    if np.add.reduce(np.frombuffer(view, _WORD)):
-        raise WireError('the words do not sum to 0: the message was altered')
+    if crc32(view[_CRC_OF:_CRC_END]) != crc or _tail_sum(view) != tail_sum:
+        raise WireError('a checksum does not match: the message was altered')
     return view, layout, epoch, seq, event_time_ns, revision
 
 
+def _tail_sum(view: memoryview) -> int:
+    if len(view) <= _CRC_END:
+        return 0
+    return int(np.add.reduce(np.frombuffer(view[_CRC_END:], _WORD)))
+
+
 def _read_head(view: memoryview, head: bytes, kind: MessageType) -> Layout:
-    magic, version, code, flags, descriptor_length, body_length, n_stamps, reserved = _HEAD.unpack(
-        head
-    )
-    if magic != MAGIC:
-        raise WireError(f'magic {magic!r}, expected {MAGIC!r}: not a HEQIS message')
+    version, code, flags, descriptor_length, body_length, n_stamps = _HEAD.unpack(head)
     if version != VERSION:
         raise WireError(
             f'version {version}, this program reads {VERSION}: run the same release on both boards'
         )
     if code != kind:
         raise WireError(f'message type {code}, expected {kind.value} ({kind.name})')
-    if flags or reserved:
-        raise WireError(f'flags {flags} and reserved {reserved}, expected 0')
+    if flags:
+        raise WireError(f'flags {flags}, expected 0')
     if descriptor_length > MAX_DESCRIPTOR or body_length > MAX_BODY or body_length % ALIGN:
         raise WireError(
             f'descriptor of {descriptor_length} B and body of {body_length} B: impossible lengths'

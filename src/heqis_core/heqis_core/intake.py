@@ -10,10 +10,13 @@ the gateway's ring, then go on.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from heqis_core.frame import FeatureFrame
 from heqis_core.link import MissedReply
+
+_ENDED_EPOCHS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Intake:
     chunk: int = 64
     counters: Counters = field(default_factory=Counters)
     _epoch: int = 0
+    _ended: deque[int] = field(default_factory=lambda: deque(maxlen=_ENDED_EPOCHS))
     _next_seq: int | None = None
     _first_open: int = 0
     _fresh: bool = True
@@ -79,10 +83,10 @@ class Intake:
         second value by sending those decisions again.
         """
         self.counters.received += 1
-        if frame.epoch < self._epoch:
+        if frame.epoch in self._ended:
             self.counters.outdated += 1
             return [], None
-        if frame.epoch > self._epoch:
+        if frame.epoch != self._epoch:
             self._begin(frame.epoch)
         if self._next_seq is not None and frame.seq < self._next_seq:
             self.counters.duplicate += 1
@@ -103,9 +107,9 @@ class Intake:
 
     def answer(self, reply: MissedReply) -> list[Delivery]:
         """Take the gateway's answer to `wanted`; return the deliveries it allows."""
-        if reply.epoch < self._epoch:
+        if reply.epoch in self._ended:
             return []
-        if reply.epoch > self._epoch:
+        if reply.epoch != self._epoch:
             # It started again while we asked; its next frame, which stays open, brings us back
             # here.
             self._begin(reply.epoch)
@@ -132,6 +136,10 @@ class Intake:
         return len(self._early)
 
     def _begin(self, epoch: int) -> None:
+        # Epochs are identities, not numbers that grow: which one is over shows only when another
+        # one speaks.
+        if self._epoch:
+            self._ended.append(self._epoch)
         self._epoch = epoch
         self._next_seq = None
         self._fresh = True

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Callable
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -18,29 +19,39 @@ from heqis_core.wire import Decoder, encode_frame
 
 
 def reseal(message: bytearray) -> bytes:
-    """Write the check word that belongs to the altered message, as a hostile peer could."""
-    struct.pack_into('<Q', message, 56, 0)
-    words = np.frombuffer(message, '<u8')
-    struct.pack_into('<Q', message, 56, -int(words.sum(dtype=np.uint64)) % 2**64)
+    """Write the checksums that belong to the altered message, as a hostile peer could."""
+    tail = np.frombuffer(message[16384:], '<u8').sum(dtype=np.uint64)
+    struct.pack_into('<Q', message, 56, int(tail))
+    struct.pack_into('<I', message, 4, crc32(message[8:16384]))
     return bytes(message)
 
 
 def with_descriptor(change: Callable[[dict], object]) -> bytes:
-    """Return a frame message whose descriptor was changed and whose lengths and check word fit."""
+    """Return a frame message whose descriptor was changed and whose lengths and checksums fit."""
     message = encode_frame(make_frame())
-    length = struct.unpack_from('<I', message, 8)[0]
+    length = struct.unpack_from('<I', message, 12)[0]
     body = ALIGN + -(-length // ALIGN) * ALIGN
     descriptor = msgspec.msgpack.decode(message[ALIGN : ALIGN + length])
     replaced = change(descriptor)
     block = replaced if isinstance(replaced, bytes) else msgspec.msgpack.encode(descriptor)
     head = bytearray(message[:ALIGN])
-    struct.pack_into('<I', head, 8, len(block))
+    struct.pack_into('<I', head, 12, len(block))
     return reseal(head + block.ljust(-(-len(block) // ALIGN) * ALIGN, b'\0') + message[body:])
 
 
 def tensor(index: int, field: int, value: object) -> Callable[[dict], None]:
     """Return a change of one field (name, code, bits, shape, offset) of one tensor's entry."""
     return lambda d: d['tensors'][index].__setitem__(field, value)
+
+
+@pytest.mark.parametrize('position', [15_000, 16_383, 16_384, 16_391, 30_000, -1])
+def test_bit_flip_in_a_large_message_is_refused(position: int) -> None:
+    message = bytearray(encode_frame(make_frame(symbols=300, features=32)))
+    assert len(message) > 32_000
+    assert reseal(bytearray(message)) == message
+    message[position] ^= 16
+    with pytest.raises(WireError, match='altered'):
+        Decoder().frame(message)
 
 
 def test_untouched_message_opens_and_gives_its_prologue_back() -> None:
@@ -84,16 +95,15 @@ def test_every_single_bit_flip_is_refused() -> None:
     ('offset', 'fmt', 'value', 'expected'),
     [
         (0, '<4s', b'HTTP', 'magic'),
-        (4, '<B', 2, 'version 2, this program reads 1'),
-        (5, '<B', 2, r'message type 2, expected 1 \(FRAME\)'),
-        (6, '<H', 1, 'flags 1'),
-        (8, '<I', 0xFFFFFFFF, 'impossible lengths'),
-        (8, '<I', 1 << 23, 'truncated or overlong'),
-        (12, '<I', 0xFFFFFFC0, 'impossible lengths'),
-        (12, '<I', 65, 'impossible lengths'),
-        (12, '<I', 1 << 29, 'truncated or overlong'),
-        (16, '<I', 9, '9 stage stamps, expected 10'),
-        (20, '<I', 1, 'reserved 1'),
+        (8, '<B', 2, 'version 2, this program reads 1'),
+        (9, '<B', 2, r'message type 2, expected 1 \(FRAME\)'),
+        (10, '<H', 1, 'flags 1'),
+        (12, '<I', 0xFFFFFFFF, 'impossible lengths'),
+        (12, '<I', 1 << 23, 'truncated or overlong'),
+        (16, '<I', 0xFFFFFFC0, 'impossible lengths'),
+        (16, '<I', 65, 'impossible lengths'),
+        (16, '<I', 1 << 29, 'truncated or overlong'),
+        (20, '<I', 9, '9 stage stamps, expected 10'),
     ],
 )
 def test_prologue_fields_are_checked_by_name(

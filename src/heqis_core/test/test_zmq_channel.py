@@ -57,6 +57,14 @@ def test_foreign_address_and_nonsense_are_named(open_channel: Open) -> None:
         open_channel(zmq.PULL, 'tcp://127.0.0.1:notaport', bind=True)
 
 
+def test_pyzmq_that_is_too_old_is_named_with_what_to_do(
+    open_channel: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zmq, 'pyzmq_version_info', lambda: (25, 1, 2))
+    with pytest.raises(LinkError, match=r'26\.4 and later can: run pip install'):
+        open_channel(zmq.PULL, 'tcp://127.0.0.1:*', bind=True)
+
+
 def test_send_without_a_peer_gives_up_in_time(open_channel: Open) -> None:
     push = open_channel(zmq.PUSH, f'tcp://127.0.0.1:{free_port()}', bind=False)
     for timeout_ms in (0, 30, 250):

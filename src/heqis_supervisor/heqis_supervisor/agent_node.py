@@ -129,10 +129,11 @@ class AgentNode(ManagedNode):
             self._repeat(message.beat)
         elif isinstance(message, Kill):
             self.get_logger().warning(f'told to kill {message.process}, pid {message.pid}')
-            ok, text = self._watched.kill(message)
-            self.get_logger().warning(text)
-            self.count('kills')
-            self._send(Result(message.id, self.board, self.start_id, ok, text))
+            killed = self._watched.kill(message)
+            self.get_logger().warning(killed.text)
+            self.count('kills', killed.ok and not killed.gone)
+            head = (message.id, self.board, self.start_id)
+            self._send(Result(*head, killed.ok, killed.text, gone=killed.gone))
         else:
             self._asked.append(message)
             self._new_order.trigger()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -24,6 +25,14 @@ def start_ticks(pid: int) -> int:
     # The command stands in parentheses and may hold anything, parentheses too.
     fields = text.rpartition(')')[2].split()
     return int(fields[_START_TIME]) if len(fields) > _START_TIME else 0
+
+
+class Killed(NamedTuple):
+    """What became of a kill: whether the process is gone, how, and whether it was gone before."""
+
+    ok: bool
+    text: str
+    gone: bool = False
 
 
 class Watched:
@@ -54,27 +63,29 @@ class Watched:
         self._last[beat.process] = beat
         return beat
 
-    def kill(self, order: Kill) -> tuple[bool, str]:
-        """End the process that is meant, and no other; return whether it is gone, and how."""
+    def kill(self, order: Kill) -> Killed:
+        """End the process that is meant, and no other."""
         if order.boot_id != self._boot_id:
-            return False, f'process {order.process} does not run on this machine'
+            return Killed(False, f'process {order.process} does not run on this machine')
         if not order.proc_start:
-            return False, f'pid {order.pid} was never seen here: nothing tells it from another one'
+            text = f'pid {order.pid} was never seen here: nothing tells it from another one'
+            return Killed(False, text)
+        ended = Killed(True, f'pid {order.pid} had ended already', gone=True)
         try:
             handle = os.pidfd_open(order.pid)
         except ProcessLookupError:
-            return True, f'pid {order.pid} had ended already'
+            return ended
         except OSError as error:
-            return False, f'pid {order.pid}: {error.strerror}'
+            return Killed(False, f'pid {order.pid}: {error.strerror}')
         try:
             # Checked while the handle is held: the pid cannot pass to another process in between.
             if start_ticks(order.pid) != order.proc_start:
-                return True, f'pid {order.pid} had ended already, it is another process now'
+                return ended
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         except ProcessLookupError:
-            return True, f'pid {order.pid} had ended already'
+            return ended
         except OSError as error:
-            return False, f'pid {order.pid}: {error.strerror}'
+            return Killed(False, f'pid {order.pid}: {error.strerror}')
         finally:
             os.close(handle)
-        return True, f'pid {order.pid} was killed'
+        return Killed(True, f'pid {order.pid} was killed')

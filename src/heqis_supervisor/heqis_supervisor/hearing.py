@@ -223,7 +223,8 @@ class Turn:
             deadline = self.now + self.rules.processes[key].respawn_s
             killing = replace(mind.killing, confirmed=True, deadline_s=deadline)
             self.set_process(key, killing=killing)
-            self.note(Level.WARN, 'killed', key, f'{mind.trouble}: {result.text or "killed"}')
+            kind = 'process_ended' if result.gone else 'killed'
+            self.note(Level.WARN, kind, key, f'{mind.trouble}: {result.text}')
         else:
             self.kill_failed(key, result.text)
 

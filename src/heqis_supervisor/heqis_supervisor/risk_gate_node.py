@@ -35,8 +35,9 @@ from heqis_supervisor.risk_gate import EventClock, GateState, judge
 from heqis_supervisor.store import Store
 
 REPORT_S = 0.1
-WAIT_FOR_READERS_S = 2.0
-"""How long frames that are published once more wait for somebody to hear of them."""
+WAIT_FOR_GATEWAY_S = 1.5
+WAIT_FOR_OTHERS_S = 0.3
+"""After a start, readers that are there already get this long to find the new publishers."""
 _KILL_SWITCH = 'kill_switch'
 
 
@@ -51,7 +52,7 @@ class RiskGateNode(ManagedNode):
         self._store = store
         self._gate = GateState()
         self._event_clock = EventClock()
-        self._activated_s = 0.0
+        self._activated_s = self._found_s = 0.0
 
     def configure(self, params: Any) -> None:
         """Open the journal and the ports; the kill switch is as it was left."""
@@ -74,7 +75,7 @@ class RiskGateNode(ManagedNode):
         """Begin to let decisions through."""
         self._event_clock = EventClock()
         self._event_clock.resume(self._store.newest())
-        self._activated_s = time.monotonic()
+        self._activated_s = self._found_s = time.monotonic()
         self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
 
     def deactivate(self) -> None:
@@ -148,13 +149,16 @@ class RiskGateNode(ManagedNode):
         """Refuse what may not go out."""
         replay = self.params.clock == 'event'
         now_ns = self._event_clock.now_ns(decisions) if replay else time.time_ns()
-        verdict = judge(decisions, now_ns, self._gate)
-        return verdict
+        return judge(decisions, now_ns, self._gate)
 
     def ready(self) -> bool:
-        """Whether the gateway listens, or did not come within a while."""
-        late = time.monotonic() - self._activated_s > WAIT_FOR_READERS_S
-        return late or self._committed.get_subscription_count() > 0
+        """Whether those who listened before this start have found it, or had the time to."""
+        now_s = time.monotonic()
+        if not self._committed.get_subscription_count():
+            self._found_s = now_s
+            return now_s - self._activated_s > WAIT_FOR_GATEWAY_S
+        found = self._signals.get_subscription_count() > 0
+        return found or now_s - self._found_s > WAIT_FOR_OTHERS_S
 
     def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
         """Publish what is durable: new frames whole, of the others that they are."""

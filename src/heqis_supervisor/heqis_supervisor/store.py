@@ -41,7 +41,7 @@ class Gate(Protocol):
         """Return the decisions with what may not go out refused."""
 
     def ready(self) -> bool:
-        """Whether those that must hear of old frames once more are there."""
+        """Whether those that should hear what is published are there."""
 
     def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
         """Publish frames that are durable; return False if that was not possible."""
@@ -276,11 +276,11 @@ class Store:
     def _catch_up(self, journal: Journal) -> None:
         # Frames that were committed but perhaps never published, before a kill: once more.
         gate = self._gate
-        if gate is None or not self._behind:
+        if gate is None or not self._behind or not gate.ready():
             return
         frames = journal.unpublished()
         if frames:
-            if not gate.ready() or not gate.publish_frames(frames, [True] * len(frames)):
+            if not gate.publish_frames(frames, [True] * len(frames)):
                 return
             self.counters['republished'] += len(frames)
             journal.mark_published()

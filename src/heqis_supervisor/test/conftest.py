@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
@@ -27,6 +28,7 @@ from heqis_core.control import (
     Transit,
     Transition,
 )
+from heqis_core.decision import Action, Decisions, Reason
 from heqis_core.testing import free_port
 from heqis_msgs.msg import Event, Heartbeat
 from heqis_ros import qos
@@ -346,6 +348,38 @@ def make_world(shipped_rules: Rules):
     return make
 
 
+# --- decisions ---
+
+
+def _frame(
+    seq: int = 0, event_ns: int = 100, valid_until: int = 200, stream: str = 's'
+) -> Decisions:
+    values = np.linspace(0, 1, 4, dtype=np.float32)
+    return Decisions(
+        stream,
+        1,
+        seq,
+        event_ns,
+        0,
+        'b',
+        'g',
+        tuple('abcd'),
+        np.array([Action.NONE, Action.HOLD, Action.BUY, Action.SELL], np.uint8),
+        np.array([Reason.GAP, Reason.INSIDE_BAND, Reason.UP, Reason.DOWN], np.uint32),
+        values,
+        np.array([np.nan, np.nan, 1, 0], np.float32),
+        np.ones((4, 3), np.float32),
+        values,
+        np.full(4, valid_until, np.int64),
+    )
+
+
+@pytest.fixture(scope='session')
+def frame():
+    """Return a function that makes the decisions of a frame: NONE, HOLD, BUY and SELL."""
+    return _frame
+
+
 # --- real processes ---
 
 HERE = Path(__file__).parent
@@ -384,7 +418,7 @@ COMMANDS = {
 
 
 class RealGraph:
-    """Processes of a small graph, started and respawned here as launch would, and what they say."""
+    """Processes of a small graph, started and respawned as launch would, and what they say."""
 
     def __init__(self, graph, folder: Path, lease_ms: int) -> None:
         self.graph, self.folder = graph, folder
@@ -500,3 +534,29 @@ def real_graph(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RealG
             yield real
         finally:
             real.end()
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Return a function that starts the journal process, whose nodes bring themselves up here."""
+    running: list[subprocess.Popen] = []
+
+    def start(kind: str) -> subprocess.Popen:
+        with (tmp_path / f'{kind}.log').open('a') as log:
+            running.append(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        str(HERE / 'self_starting.py'),
+                        *('--ros-args', '-p', f'path:={tmp_path / "journal.sqlite"}'),
+                    ],
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()

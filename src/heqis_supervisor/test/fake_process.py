@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that the tests start: `python fake_process.py PROCESS NODE[,NODE…] [ROS arguments]`.
 
-Its nodes are managed nodes that do nothing, until an event on `in` whose subject is their name tells
-them what: block (the executor), fault, work (input waits and nothing is done).
+Its nodes are managed nodes that do nothing, until an event on `in` whose subject is their name
+tells them what: block (the executor), fault, work (input waits and nothing is done).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Fake(ManagedNode):
     PARAMS = ParamTable('fake', [])
 
     def configure(self, params):
-        """Refuse as often as the environment says, counted in a file that outlives the process."""
+        """Refuse if the environment says so."""
         refusals = os.environ.get('FAKE_REFUSALS', '')
         if refusals and self.get_name() in refusals.split(','):
             raise LinkError('port 5555 is taken')

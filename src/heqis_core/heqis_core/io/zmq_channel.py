@@ -24,6 +24,7 @@ from heqis_core.io.zmq_security import LinkSecurity, secure_client, secure_serve
 
 _SLICE_MS = 100
 """The longest that one call into libzmq waits before it looks whether the channel was closed."""
+_OLDEST_PYZMQ = (26, 4)
 _MONITOR_IDS = itertools.count()
 _HANDSHAKE_FAILURES: dict[int, str] = {
     int(zmq.EVENT_HANDSHAKE_FAILED_AUTH): (
@@ -63,6 +64,11 @@ class Channel:
         max_message: int = MAX_BODY,
     ) -> None:
         """Open the socket; raise LinkError that names the endpoint and what to do."""
+        if zmq.pyzmq_version_info() < _OLDEST_PYZMQ:
+            raise LinkError(
+                f'{name}: pyzmq {zmq.pyzmq_version()} cannot receive into a buffer, 26.4 and later '
+                'can: run pip install -r requirements/runtime.txt'
+            )
         self.name = name
         self.error = ''
         """The latest fault of this channel; its reader clears it."""

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate as a node: durable before published, refusals, the kill switch, a kill -9."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rclpy.lifecycle import TransitionCallbackReturn as Result
+from rclpy.node import Node
+
+from heqis_core.decision import Action, Reason
+from heqis_core.frame import Stage
+from heqis_core.io.journal import Journal
+from heqis_msgs.msg import Committed, Decisions, Event, Heartbeat, Signals
+from heqis_msgs.srv import KillSwitch
+from heqis_ros import qos
+from heqis_ros.convert import decisions_to_msg
+from heqis_ros.testing import ros_graph
+from heqis_supervisor.risk_gate_node import RiskGateNode
+from heqis_supervisor.store import Store
+
+
+class Around:
+    """Everyone that a risk gate deals with."""
+
+    def __init__(self, graph, path: Path) -> None:
+        self.graph, self.path = graph, path
+        node = graph.add(Node('around'))
+        self.signals: list[Signals] = []
+        self.decisions: list[Decisions] = []
+        self.committed: list[int] = []
+        self.events: list[Event] = []
+        self.not_durable: list[int] = []
+        self.propose = node.create_publisher(Decisions, 'decisions/proposed', qos.DECISIONS)
+        self.beat = node.create_publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
+        node.create_subscription(Signals, 'signals', self._signalled, qos.SIGNALS)
+        node.create_subscription(Decisions, 'decisions', self.decisions.append, qos.DECISIONS)
+        node.create_subscription(Committed, 'committed', self._closed, qos.COMMITTED)
+        node.create_subscription(Event, 'events', self.events.append, qos.EVENTS)
+        self.kill = node.create_client(KillSwitch, 'risk_gate/kill_switch')
+
+    def _signalled(self, message: Signals) -> None:
+        self.signals.append(message)
+        with Journal.open(self.path, read_only=True) as journal:
+            if message.seq not in {frame.seq for frame in journal.frames()}:
+                self.not_durable.append(message.seq)
+
+    def _closed(self, message: Committed) -> None:
+        self.committed += message.seq
+
+    def met(self) -> bool:
+        topics = ('signals', 'decisions', 'committed')
+        return self.propose.get_subscription_count() == 1 and all(
+            self.graph.nodes[0].count_publishers(topic) == 1 for topic in topics
+        )
+
+    def send(self, item) -> None:
+        self.propose.publish(decisions_to_msg(item))
+
+    def call_kill_switch(self, engage: bool, reason: str = '') -> KillSwitch.Response:
+        self.graph.spin_until(self.kill.service_is_ready)
+        future = self.kill.call_async(KillSwitch.Request(engage=engage, reason=reason))
+        self.graph.spin_until(future.done)
+        return future.result()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / 'journal.sqlite'
+
+
+@pytest.fixture
+def around(path: Path):
+    with ros_graph({'path': str(path)}) as graph:
+        yield Around(graph, path)
+
+
+def bring_up(around: Around) -> RiskGateNode:
+    gate = around.graph.add(RiskGateNode(Store()))
+    assert gate.trigger_configure() == Result.SUCCESS
+    assert gate.trigger_activate() == Result.SUCCESS
+    around.graph.spin_until(around.met, what='everyone has met')
+    return gate
+
+
+def counters(gate) -> dict[str, int]:
+    return gate.vitals.counters()
+
+
+def test_signals_go_out_after_the_commit_with_their_stamps(around, frame) -> None:
+    gate = bring_up(around)
+    for seq in range(5):
+        around.send(frame(seq, 1000 + seq, 10**18))
+    around.graph.spin_until(lambda: len(around.committed) == 5)
+    around.graph.spin_until(lambda: len(around.signals) == len(around.decisions) == 5)
+    assert around.committed == [0, 1, 2, 3, 4]
+    assert around.not_durable == []
+    message = around.signals[3]
+    assert [(s.symbol, s.action) for s in message.signals] == [('c', 2), ('d', 3)]
+    assert 0 < message.stamps[Stage.GATED] <= message.stamps[Stage.COMMITTED]
+    assert list(around.decisions[3].action) == [0, 1, 2, 3]
+    around.graph.spin_until(lambda: counters(gate).get('frames') == 5)
+    assert counters(gate)['signals'] == 10
+
+
+def test_a_frame_that_comes_again_is_committed_again_but_no_signal(around, frame) -> None:
+    bring_up(around)
+    around.send(frame(1, 1000, 10**18))
+    around.graph.spin_until(lambda: around.committed == [1])
+    around.send(frame(1, 1000, 10**18))
+    around.send(frame(2, 1001, 10**18))
+    around.graph.spin_until(lambda: around.committed == [1, 1, 2] and len(around.signals) == 2)
+    assert [message.seq for message in around.signals] == [1, 2]
+
+
+def test_a_frame_without_signals_is_a_decision_but_no_signal(around, frame) -> None:
+    bring_up(around)
+    quiet = frame(1, 1000, 10**18)
+    quiet.action[:] = Action.HOLD
+    around.send(quiet)
+    around.send(frame(2, 1001, 10**18))
+    around.graph.spin_until(lambda: around.committed == [1, 2] and len(around.signals) == 1)
+    assert [message.seq for message in around.signals] == [2]
+
+
+def test_stale_signals_are_refused_by_event_time_and_journalled(around, frame, path) -> None:
+    bring_up(around)
+    around.send(frame(1, 5000, 10_000))
+    around.send(frame(2, 5001, 5000))
+    around.graph.spin_until(lambda: around.committed == [1, 2])
+    with Journal.open(path, read_only=True) as journal:
+        first, second = journal.frames()
+        counts = journal.counts()
+    assert first.is_signal().sum() == 2, 'wall time does not matter in a replay'
+    assert second.is_signal().sum() == 0
+    assert second.reasons[2] & Reason.STALE
+    assert (counts['signals'], counts['refused']) == (2, 2)
+
+
+def test_the_kill_switch_refuses_survives_a_restart_and_is_an_event(around, frame, path) -> None:
+    gate = bring_up(around)
+    answer = around.call_kill_switch(True, 'smoke')
+    assert (answer.engaged, answer.message) == (True, 'every signal is refused')
+    around.graph.spin_until(lambda: bool(around.events))
+    assert (around.events[0].kind, around.events[0].text) == ('kill_switch', 'engaged: smoke')
+    around.send(frame(1, 1000, 10**18))
+    around.graph.spin_until(lambda: around.committed == [1])
+    assert gate.trigger_deactivate() == Result.SUCCESS
+    assert gate.trigger_cleanup() == Result.SUCCESS
+    assert gate.trigger_configure() == Result.SUCCESS
+    assert gate.trigger_activate() == Result.SUCCESS
+    around.graph.spin_until(around.met)
+    around.send(frame(2, 1001, 10**18))
+    around.graph.spin_until(lambda: around.committed == [1, 2])
+    assert around.call_kill_switch(False).engaged is False
+    around.send(frame(3, 1002, 10**18))
+    around.graph.spin_until(lambda: len(around.signals) == 1)
+    assert around.signals[0].seq == 3
+    with Journal.open(path, read_only=True) as journal:
+        refused = [
+            bool((f.reasons & np.uint32(Reason.KILL_SWITCH)).any()) for f in journal.frames()
+        ]
+    assert refused == [True, True, False]
+
+
+def test_the_supervisors_hold_stops_signals(around, frame) -> None:
+    gate = bring_up(around)
+    around.graph.spin_until(lambda: around.beat.get_subscription_count() == 1)
+
+    def held(process: str, hold: bool, wanted: int) -> None:
+        def so() -> bool:
+            around.beat.publish(Heartbeat(board='gateway', process=process, hold=hold))
+            return counters(gate).get('hold') == wanted
+
+        around.graph.spin_until(so)
+
+    held('supervisor', True, 1)
+    around.send(frame(1, 1000, 10**18))
+    around.graph.spin_until(lambda: around.committed == [1])
+    held('other', False, 1)
+    held('supervisor', False, 0)
+    around.send(frame(2, 1001, 10**18))
+    around.graph.spin_until(lambda: len(around.signals) == 1)
+    assert around.signals[0].seq == 2
+
+
+def test_a_message_that_does_not_fit_together_is_counted(around, frame) -> None:
+    gate = bring_up(around)
+    broken = decisions_to_msg(frame(1))
+    broken.score = broken.score[:2]
+    around.propose.publish(broken)
+    around.send(frame(2, 1000, 10**18))
+    around.graph.spin_until(lambda: around.committed == [2])
+    assert counters(gate)['bad_messages'] == 1
+
+
+def test_while_inactive_nothing_is_taken_or_published(around, frame) -> None:
+    gate = bring_up(around)
+    assert gate.trigger_deactivate() == Result.SUCCESS
+    around.send(frame(1, 1000, 10**18))
+    around.graph.spin_until(lambda: counters(gate).get('discarded_inactive', 0) == 1)
+    assert gate.trigger_activate() == Result.SUCCESS
+    around.send(frame(2, 1001, 10**18))
+    around.graph.spin_until(lambda: around.committed == [2])
+
+
+def test_a_journal_that_is_taken_is_refused_with_the_reason(around, path) -> None:
+    with Journal.open(path):
+        gate = around.graph.add(RiskGateNode(Store()))
+        assert gate.trigger_configure() == Result.FAILURE
+        assert 'is being written by process' in gate.vitals.failure
+    assert gate.trigger_configure() == Result.SUCCESS
+
+
+@pytest.mark.graph
+def test_killed_in_the_middle_no_frame_is_lost_or_doubled(around, frame, path, start) -> None:
+    """The observer is the gateway: it sends open frames until it hears that they are durable."""
+    process = start('journal')
+    total, window = 400, 32
+    open_frames = {seq: frame(seq, 1000 + seq, 10**18) for seq in range(total)}
+    kills = 0
+
+    def pump() -> bool:
+        nonlocal process, kills
+        for seq in around.committed:
+            open_frames.pop(seq, None)
+        done = total - len(open_frames)
+        if kills < 3 and done > (kills + 1) * total / 5:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            process = start('journal')
+        for item in list(open_frames.values())[:window]:
+            around.send(item)
+        around.graph.spin_for(0.02)
+        return not open_frames
+
+    around.graph.spin_until(pump, 90, 'every frame is durable')
+    assert kills == 3
+
+    def unheard() -> set[int]:
+        return set(range(total)) - {message.seq for message in around.signals}
+
+    try:
+        around.graph.spin_until(lambda: not unheard(), 10)
+    except AssertionError:
+        pytest.fail(f'signals that nobody heard: {sorted(unheard())}')
+    process.terminate()
+    assert process.wait(5) == 0
+    with Journal.open(path, read_only=True) as journal:
+        assert [each.seq for each in journal.frames()] == list(range(total))
+        assert journal.counts()['conflicts'] == 0
+    assert around.not_durable == []
