@@ -22,7 +22,7 @@ setup(
     install_requires=['msgspec>=0.18.6', 'numba>=0.61', 'numpy>=1.26'],
     extras_require={
         'files': ['pandas>=2.2', 'pyarrow>=15'],
-        'link': ['pyzmq>=25'],
+        'link': ['pyzmq>=26.4'],
         'onnx': ['onnxruntime>=1.18'],
         'test': ['pytest'],
     },

@@ -29,11 +29,11 @@ from heqis_core.io.journal import Journal
 from heqis_core.simulator import MarketSimulator
 from heqis_core.testing import wait_until
 
-pytestmark = pytest.mark.graph
+pytestmark = [pytest.mark.graph, pytest.mark.timeout(200)]
 
 DAYS, SYMBOLS = 520, 4
 HEQIS = (sys.executable, '-m', 'heqis_bringup.cli')
-RUN_TIMEOUT_S = 90
+RUN_TIMEOUT_S = 150
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Run:
         self.report_file = folder / 'report.json'
         command = [
             *HEQIS, 'demo', '--data', case.data, '--bundle', case.bundle, '--run-dir', folder,
-            '--report', self.report_file, *options,
+            '--report', self.report_file, '--duration', 120, *options,
         ]  # fmt: skip
         self.log = (folder / 'demo.log').open('w')
         self.process = subprocess.Popen(

@@ -66,8 +66,8 @@ class Channel:
         """Open the socket; raise LinkError that names the endpoint and what to do."""
         if zmq.pyzmq_version_info() < _OLDEST_PYZMQ:
             raise LinkError(
-                f'{name}: pyzmq {zmq.pyzmq_version()} cannot receive into a buffer, 26.4 and later '
-                'can: run pip install -r requirements/runtime.txt'
+                f'{name}: pyzmq {zmq.pyzmq_version()} cannot receive into a buffer, 26.4 and '
+                'later can: run pip install -r requirements/runtime.txt'
             )
         self.name = name
         self.error = ''
