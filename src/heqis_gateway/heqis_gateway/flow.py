@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 class FlowControl:
     """Book of the open frames of one stream.
 
+    Progress is what the oldest open frame makes: newer ones that close beside it must neither hide
+    that it waits nor run so far ahead that the ring loses it.
+
     Args:
-        max_in_flight: most frames that may be open at once.
-        resend_after_s: seconds without any frame being closed until the open ones are sent again.
-        resend_burst: most frames sent again at once; the next burst waits for an answer or the
-            time-out.
+        max_in_flight: most frames from the oldest open one to the newest.
+        resend_after_s: seconds that the oldest stays open until the open ones are sent again.
+        resend_burst: most frames sent again at once; the next burst follows when this one is
+            closed, or after the time-out.
     """
 
     max_in_flight: int
@@ -28,6 +31,9 @@ class FlowControl:
     resend_burst: int = 16
     _open: dict[int, None] = field(default_factory=dict)
     _last_progress_s: float = 0.0
+    _newest: int = -1
+    _burst: frozenset[int] = frozenset()
+    _stale_end: int = 0
 
     @property
     def n_open(self) -> int:
@@ -37,7 +43,7 @@ class FlowControl:
     @property
     def may_send(self) -> bool:
         """Whether one more frame may be opened."""
-        return len(self._open) < self.max_in_flight
+        return not self._open or self._newest - min(self._open) + 1 < self.max_in_flight
 
     def first_open(self, next_seq: int) -> int:
         """Return the first open seq, or `next_seq` if none is open."""
@@ -48,17 +54,26 @@ class FlowControl:
         if not self._open:
             self._last_progress_s = now_s
         self._open[seq] = None
+        self._newest = max(self._newest, seq)
 
     def closed(self, seqs: Iterable[int], now_s: float) -> int:
         """Note durable decisions; return how many frames that closed."""
+        oldest = min(self._open, default=None)
         n = sum(self._open.pop(seq, 0) is None for seq in seqs)
-        if n:
+        if oldest not in self._open:
             self._last_progress_s = now_s
         return n
 
     def due(self, now_s: float) -> list[int]:
         """Return the seqs to send again now, in order; empty while answers come in."""
-        if not self._open or now_s - self._last_progress_s < self.resend_after_s:
+        if not self._open:
             return []
-        self._last_progress_s = now_s
-        return sorted(self._open)[: self.resend_burst]
+        if now_s - self._last_progress_s >= self.resend_after_s:
+            self._stale_end = self._newest + 1
+        elif not self._burst or not self._burst.isdisjoint(self._open):
+            return []
+        stale = sorted(seq for seq in self._open if seq < self._stale_end)[: self.resend_burst]
+        self._burst = frozenset(stale)
+        if stale:
+            self._last_progress_s = now_s
+        return stale

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from heqis_core.bars import BarBlock, BarStatus
+from heqis_core.errors import DataError
 from heqis_core.frame import FeatureFrame, Stage, new_stamps
 from heqis_core.link import MissedReply, MissedRequest
 from heqis_core.pipeline import FeaturePipeline
@@ -130,12 +131,16 @@ class FrameStream:
     def resume(self) -> str:
         """Take up the checkpoint if there is one that fits; return one line that says so."""
         found, text = load_checkpoint(self.settings.checkpoint, self.settings.identity)
+        if found is not None:
+            try:
+                self._ring.load(found.ring)
+            except DataError as error:
+                found, text = None, f'{error}: the stream starts with its first bar'
         if found is None:
             self._source.open(None)
             return text
         head = found.head
         self._pipeline.load(found.pipeline)
-        self._ring.load(found.ring)
         for frame in self._ring.tail(self._ring.capacity):
             frame.epoch = self.settings.epoch
         self._next_seq = head.next_seq

@@ -36,6 +36,46 @@ def test_an_idle_stream_is_never_due_and_its_first_frame_gets_the_whole_time():
     assert flow.due(1e9 + 0.5) == []
 
 
+def test_newer_frames_that_are_closed_do_not_hide_an_old_one_that_waits():
+    flow = FlowControl(max_in_flight=8, resend_after_s=1.0)
+    flow.opened(0, 0.0)
+    for seq in range(1, 7):
+        flow.opened(seq, 0.15 * seq)
+        assert flow.closed([seq], 0.15 * seq) == 1
+    assert flow.due(0.99) == []
+    assert flow.due(1.0) == [0]
+
+
+def test_an_open_frame_is_never_left_further_behind_than_allowed():
+    # The ring keeps what is in flight and no more: who runs ahead could not send it again.
+    flow = FlowControl(max_in_flight=4, resend_after_s=1.0)
+    for seq in range(4):
+        assert flow.may_send
+        flow.opened(seq, 0.0)
+    flow.closed([1, 2, 3], 0.1)
+    assert flow.n_open == 1
+    assert not flow.may_send
+    flow.closed([0], 0.2)
+    assert flow.may_send
+
+
+def test_the_next_burst_follows_the_one_that_is_closed_without_a_wait():
+    flow = FlowControl(max_in_flight=9, resend_after_s=1.0, resend_burst=2)
+    for seq in range(5):
+        flow.opened(seq, 0.0)
+    assert flow.due(1.0) == [0, 1]
+    flow.closed([0], 1.1)
+    assert flow.due(1.1) == []
+    flow.closed([1], 1.2)
+    flow.opened(5, 1.2)
+    assert flow.due(1.2) == [2, 3]
+    flow.closed([2, 3], 1.3)
+    assert flow.due(1.3) == [4]
+    flow.closed([4], 1.4)
+    assert flow.due(1.4) == []
+    assert flow.due(2.4) == [5]
+
+
 def test_unknown_and_repeated_acknowledgements_change_nothing():
     flow = FlowControl(max_in_flight=4, resend_after_s=1.0)
     flow.opened(7, 0.0)
@@ -76,7 +116,8 @@ class FlowMachine(RuleBasedStateMachine):
 
     @invariant()
     def book_is_right(self) -> None:
-        assert self.flow.n_open == len(self.open) <= 8
+        assert self.flow.n_open == len(self.open)
+        assert self.next_seq - min(self.open, default=self.next_seq) <= 8
         assert self.flow.first_open(self.next_seq) == min(self.open, default=self.next_seq)
 
 

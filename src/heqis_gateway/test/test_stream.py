@@ -41,16 +41,21 @@ def settings(bundle: Bundle, folder: Path, **changes: object) -> StreamSettings:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+def encoder_of(bundle: Bundle) -> OrtEngine:
+    assert bundle.encoder_path is not None
+    encoder = OrtEngine()
+    encoder.load(bundle.encoder_path)
+    return encoder
+
+
 def make(
     bundle: Bundle,
     table: BarTable,
     config: StreamSettings,
     send: Callable[[FeatureFrame], bool],
 ) -> FrameStream:
-    assert bundle.encoder_path is not None
-    encoder = OrtEngine()
-    encoder.load(bundle.encoder_path)
-    stream = FrameStream(config, TableSource(table), bundle.pipeline(table.symbols, encoder), send)
+    pipeline = bundle.pipeline(table.symbols, encoder_of(bundle))
+    stream = FrameStream(config, TableSource(table), pipeline, send)
     stream.resume()
     return stream
 
@@ -197,3 +202,27 @@ def test_a_killed_gateway_goes_on_from_its_checkpoint_with_the_same_frames(
     assert set(after) <= set(expected)
     assert second.counters.bars_in == int((table.status != 0).sum())
     np.testing.assert_equal(second.counters.frames_made, len(table))
+
+
+def test_a_checkpoint_whose_ring_cannot_be_read_is_said_and_the_stream_starts_anew(
+    bundle, table, tmp_path
+):
+    first = make(bundle, table, settings(bundle, tmp_path, resend_after_s=60), lambda _: True)
+    with running(first):
+        wait_until(lambda: first.n_open == 8, 20)
+    path = tmp_path / 'checkpoint.npz'
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays['ring/messages'] = arrays['ring/messages'] ^ 1
+    np.savez(path, **arrays)
+    sent: list[int] = []
+    second = FrameStream(
+        settings(bundle, tmp_path, epoch=2),
+        TableSource(table),
+        bundle.pipeline(table.symbols, encoder_of(bundle)),
+        lambda frame: not sent.append(frame.seq),
+    )
+    assert 'ring' in second.resume()
+    with running(second):
+        wait_until(lambda: second.n_open == 8, 20)
+    assert sent[:8] == list(range(SPLIT, SPLIT + 8))

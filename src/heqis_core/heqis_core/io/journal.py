@@ -23,8 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import numpy as np
-
 from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions, Predictions
 from heqis_core.errors import JournalError
@@ -77,6 +75,7 @@ class Journal(JournalReader):
         self._closed = False
         self._limits = {'predictions': max_predictions, 'events': max_events}
         self._since_trim = 0
+        self._index: list[tuple[int, int, str, int, int, float]] = []
         self._universes: dict[tuple[str, ...], int] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._next_id = int(self._one('SELECT COALESCE(MAX(id), 0) + 1 FROM frames')[0])
@@ -172,6 +171,7 @@ class Journal(JournalReader):
                 new.append(fresh)
                 if not fresh:
                     self._compare_with_first(item)
+            self._write_index()
             self._insert_predictions(predictions)
             self._insert_events(events)
         self.duplicates += len(new) - (next_id - first_id)
@@ -201,6 +201,7 @@ class Journal(JournalReader):
                     row = (next_id, next_id, int(item.stamps[Stage.COMMITTED]))
                     self._db.execute(_INSERT_COMMIT, row)
                     next_id += 1
+            self._write_index()
         added, self._next_id = next_id - self._next_id, next_id
         return added
 
@@ -232,6 +233,7 @@ class Journal(JournalReader):
                 f'{self.path} was opened to be read; the process of the risk gate writes it'
             )
         known = len(self._universes)
+        self._index = []
         try:
             self._db.execute('BEGIN IMMEDIATE')
             self._write_trailer()
@@ -256,9 +258,7 @@ class Journal(JournalReader):
 
     def _insert(self, frame_id: int, item: Decisions) -> bool:
         stamps, body = fmt.pack_stamps(item.stamps), fmt.pack_body(item)
-        released, refused = item.is_signal(), fmt.refused(item)
-        places = np.flatnonzero(released | refused).tolist()
-        n_refused = int(np.count_nonzero(refused))
+        places, n_refused = fmt.indexed(item)
         row = (
             frame_id,
             item.stream,
@@ -278,12 +278,18 @@ class Journal(JournalReader):
         )
         if self._db.execute(_INSERT_FRAME, row).rowcount != 1:
             return False
-        action, reasons, score = item.action.tolist(), item.reasons.tolist(), item.score.tolist()
-        self._db.executemany(
-            _INSERT_SIGNAL,
-            [(frame_id, i, item.symbols[i], action[i], reasons[i], score[i]) for i in places],
-        )
+        if places:
+            action, reasons, score = (
+                column.tolist() for column in (item.action, item.reasons, item.score)
+            )
+            self._index += [
+                (frame_id, i, item.symbols[i], action[i], reasons[i], score[i]) for i in places
+            ]
         return True
+
+    def _write_index(self) -> None:
+        if self._index:
+            self._db.executemany(_INSERT_SIGNAL, self._index)
 
     def _compare_with_first(self, item: Decisions) -> None:
         where = 'WHERE f.stream = ? AND f.event_time_ns = ? AND f.revision = ?'

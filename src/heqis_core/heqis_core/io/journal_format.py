@@ -40,6 +40,9 @@ BYTES_PER_SYMBOL = 37
 
 REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
 """Reasons by which the risk gate turns a signal into NONE."""
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_REFUSAL_BITS = np.uint32(int(REFUSALS))
+_NONE, _BUY = np.uint8(int(Action.NONE)), np.uint8(int(Action.BUY))
 
 OWN_META = ('published', 'conflicts')
 """Keys of `meta` that the journal keeps for itself."""
@@ -128,13 +131,13 @@ def pack_body(item: Decisions) -> bytes:
     """Return the packed columns of one frame; JournalError if one is no `len(symbols)` long."""
     body = b''.join(
         (
-            item.valid_until_ns.astype('<i8', copy=False).tobytes(),
-            item.score.astype('<f4', copy=False).tobytes(),
-            item.target_position.astype('<f4', copy=False).tobytes(),
-            item.probabilities.astype('<f4', copy=False).tobytes(),
-            item.predicted_return.astype('<f4', copy=False).tobytes(),
-            item.reasons.astype('<u4', copy=False).tobytes(),
-            item.action.astype('u1', copy=False).tobytes(),
+            _bytes(item.valid_until_ns, _I8),
+            _bytes(item.score, _F4),
+            _bytes(item.target_position, _F4),
+            _bytes(item.probabilities, _F4),
+            _bytes(item.predicted_return, _F4),
+            _bytes(item.reasons, _U4),
+            _bytes(item.action, _U1),
         )
     )
     if len(body) != BYTES_PER_SYMBOL * len(item.symbols):
@@ -163,7 +166,7 @@ def unpack_body(body: bytes, n: int) -> tuple[npt.NDArray[Any], ...]:
 
 def pack_stamps(stamps: npt.NDArray[np.int64]) -> bytes:
     """Return the stage stamps as bytes, 8 for each of N_STAGES."""
-    data = stamps.astype('<i8', copy=False).tobytes()
+    data = _bytes(stamps, _I8)
     if len(data) != 8 * N_STAGES:
         raise JournalError(f'{len(data) // 8} stage stamps, not {N_STAGES}')
     return data
@@ -179,9 +182,15 @@ def row_crc(item: Decisions, stamps: bytes, body: bytes) -> int:
 
 def refused(item: Decisions) -> npt.NDArray[np.bool_]:
     """Return bool (S,): which decisions were signals until the risk gate refused them."""
-    by_gate: npt.NDArray[np.bool_] = (item.reasons & np.uint32(REFUSALS)) != 0
-    hit: npt.NDArray[np.bool_] = by_gate & (item.action == np.uint8(Action.NONE))
+    hit: npt.NDArray[np.bool_] = ((item.reasons & _REFUSAL_BITS) != 0) & (item.action == _NONE)
     return hit
+
+
+def indexed(item: Decisions) -> tuple[list[int], int]:
+    """Return the places of signals and refusals, for the index, and how many are refusals."""
+    hit = refused(item)
+    places = np.flatnonzero(hit | (item.action >= _BUY))
+    return places.tolist(), int(np.count_nonzero(hit))
 
 
 def same_proposal(one: Decisions, other: Decisions) -> bool:
@@ -197,7 +206,7 @@ def same_proposal(one: Decisions, other: Decisions) -> bool:
     columns = ('score', 'probabilities', 'predicted_return')
     if any(getattr(one, name).tobytes() != getattr(other, name).tobytes() for name in columns):
         return False
-    keep = np.uint32(~int(REFUSALS) & 0xFFFF_FFFF)
+    keep = ~_REFUSAL_BITS
     if not np.array_equal(one.reasons & keep, other.reasons & keep):
         return False
     untouched = ~(refused(one) | refused(other))
@@ -223,14 +232,19 @@ def unpack_predictions(
     return values[:cells].reshape(n_generators, n), values[cells:].reshape(n_generators, n, 3)
 
 
+def _bytes(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> bytes:
+    return (values if values.dtype == dtype else values.astype(dtype)).tobytes()
+
+
+_I8, _F4, _U4, _U1 = (np.dtype(name) for name in ('<i8', '<f4', '<u4', 'u1'))
 _LAYOUT = (
-    ('valid_until_ns', np.dtype('<i8'), 1),
-    ('score', np.dtype('<f4'), 1),
-    ('target_position', np.dtype('<f4'), 1),
-    ('probabilities', np.dtype('<f4'), 3),
-    ('predicted_return', np.dtype('<f4'), 1),
-    ('reasons', np.dtype('<u4'), 1),
-    ('action', np.dtype('u1'), 1),
+    ('valid_until_ns', _I8, 1),
+    ('score', _F4, 1),
+    ('target_position', _F4, 1),
+    ('probabilities', _F4, 3),
+    ('predicted_return', _F4, 1),
+    ('reasons', _U4, 1),
+    ('action', _U1, 1),
 )
 _IN_DECISIONS = (
     'action',
