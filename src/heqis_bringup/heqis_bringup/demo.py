@@ -123,11 +123,12 @@ def run(args: argparse.Namespace) -> int:
     with stop_signals(on_signal) as stopped:
         began_s = time.monotonic()
         run_dir = args.run_dir or Path('run/demo') / time.strftime('%Y%m%d-%H%M%S')
+        if args.bundle is None:
+            command = training_command(data, run_dir / 'bundles', args.epochs)
+            bundle = Bundle.load(train(command, stopped))
+        else:
+            bundle = Bundle.load(args.bundle)
         run_dir.mkdir(parents=True, exist_ok=True)
-        path = args.bundle or train(
-            training_command(data, run_dir / 'bundles', args.epochs), stopped
-        )
-        bundle = Bundle.load(path)
         demo = _Demo(args, data, bundle, run_dir.resolve(), console, stopped)
         runner = demo.make_runner()
         demo.course.seconds['set_up'] = time.monotonic() - began_s
@@ -169,6 +170,7 @@ class _Demo:
     stopped: Callable[[], bool]
     course: Course = field(init=False)
     final_states: dict[str, str] = field(default_factory=dict)
+    incidents: list[str] = field(default_factory=list)
 
     def make_runner(self) -> LaunchRunner:
         """Return the runner of both boards, its ports, domain and files chosen."""
@@ -216,6 +218,8 @@ class _Demo:
                 self.final_states = {
                     view.name: view.state_name(now_s) for view in monitor.state.nodes.values()
                 }
+                # What is told from here on is the end itself.
+                self.incidents = list(monitor.state.errors)
                 runner.stop()
                 runner.join()
                 self.course.seconds['stop'] = time.monotonic() - now_s
@@ -292,6 +296,7 @@ class _Demo:
             symbols=symbols or self.bundle.manifest.provenance.data.symbols,
             reason='failed' if self.course.problems else self.course.reason,
             problems=self.course.problems,
+            incidents=self.incidents,
             seconds=self.course.seconds,
             restarts={view.name: view.restarts for view in runner.processes()},
             journal_path=str(self.journal),

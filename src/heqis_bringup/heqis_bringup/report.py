@@ -33,7 +33,8 @@ class RunFacts:
         bundle_id, bundle_path: what was run.
         symbols: of the stream.
         reason: why the run ended: finished, duration, interrupted, failed.
-        problems: one line each; none after a good run.
+        problems: what is wrong at the end, one line each; none after a good run.
+        incidents: errors that the graph told of before its end, and may have got over.
         seconds: set_up (training), up (every node active), first_signal, run, stop; absent if
             never reached.
         restarts: of each process, by the runner's names.
@@ -47,6 +48,7 @@ class RunFacts:
     symbols: Sequence[str]
     reason: str
     problems: Sequence[str]
+    incidents: Sequence[str]
     seconds: Mapping[str, float]
     restarts: Mapping[str, int]
     journal_path: str
@@ -57,9 +59,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Return the report; `final_states` are the states when the end was decided.
 
-    `errors` are what is wrong at the end, `incidents` the errors that the graph told of meanwhile
-    and may have got over. Counts of decisions and signals are the journal's, what flowed before it
-    is the heartbeats' word.
+    Counts of decisions and signals are the journal's, what flowed before it is the heartbeats'
+    word.
     """
     nodes = {
         view.name: {
@@ -98,7 +99,7 @@ def build_report(
         'latency_us': {name: dict(row) for name, row in journal.latency_us.items()},
         'nodes': nodes,
         'errors': list(facts.problems),
-        'incidents': list(state.errors),
+        'incidents': list(facts.incidents),
         'seconds': {name: round(value, 3) for name, value in facts.seconds.items()},
         'journal': facts.journal_path,
     }

@@ -214,6 +214,7 @@ def facts(**more: object) -> RunFacts:
         'symbols': ('600519.SH',),
         'reason': 'finished',
         'problems': [],
+        'incidents': [],
         'seconds': {'run': 12.5, 'first_signal': 3.25},
         'restarts': {'gateway': 0, 'compute': 1, 'journal': 0},
         'journal_path': '/j',
@@ -250,7 +251,8 @@ def test_errors_are_what_is_wrong_at_the_end_and_incidents_what_was_on_the_way()
     state = full_state()
     state.happened(Event(0, Level.ERROR, '/heqis/supervisor', 'node_lost', 'compute', 'no beat'))
     state.happened(Event(0, Level.WARN, '/heqis/supervisor', 'late', 'compute', 'slow'))
-    report = build_report(state, JOURNAL, facts(problems=['port taken'], reason='failed'), {})
+    known = facts(problems=['port taken'], incidents=list(state.errors), reason='failed')
+    report = build_report(state, JOURNAL, known, {})
     assert report['errors'] == ['port taken']
     assert report['incidents'] == ['/heqis/supervisor node_lost compute: no beat']
     assert report['finished'] is False

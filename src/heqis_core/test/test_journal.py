@@ -260,15 +260,6 @@ def test_digest_does_not_depend_on_epoch_seq_stamps_or_batches(path: Path, tmp_p
         assert journal.signals_digest() != one
 
 
-def test_key_order_is_the_same_when_symbols_are_walked_in_groups() -> None:
-    from heqis_core.digest import in_key_order, signals_digest
-
-    frames = [make(i, symbols=SYMBOLS if i % 3 else SYMBOLS[:2]) for i in range(30)]
-    names = [item.symbol for item in in_key_order(lambda: frames, max_cells=25)]
-    assert names == sorted(SYMBOLS)
-    assert signals_digest(lambda: frames, max_cells=25) == signals_digest(lambda: frames)
-
-
 # --- latency ---
 
 

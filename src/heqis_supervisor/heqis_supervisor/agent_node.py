@@ -17,7 +17,6 @@ from typing import Any
 from lifecycle_msgs.msg import Transition as LifecycleTransition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.client import Client
-from rclpy.serialization import deserialize_message
 
 from heqis_core.control import (
     GOAL,
@@ -37,13 +36,15 @@ from heqis_core.io.zmq_security import optional_security
 from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos, vitals
 from heqis_ros.convert_health import beat_to_msg, msg_to_beat
+from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
 from heqis_supervisor.board import Watched
-from heqis_supervisor.cdr import heartbeat_source
 from heqis_supervisor.params import AGENT
 
-POLL_MS = 20
+POLL_MS = 50
+BUSY_POLL_MS = 10
+"""The same while an answer may come from the executor."""
 HELLO_S = 1.0
 HEARD_S = 0.5
 """The supervisor's heartbeat counts as heard on this board for so long."""
@@ -89,8 +90,11 @@ class AgentNode(ManagedNode):
         self._heard_s = float('-inf')
         self._repeated: deque[tuple[int, int]] = deque(maxlen=256)
         self._heartbeat = self.publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
-        self.subscription(Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat, raw=True)
-        self.timer(0.05, self._look_after_orders)
+        self._ears = Ears(
+            self, lambda board, process: board == self.board or process == 'supervisor'
+        )
+        self.defer(self._ears.close)
+        self._order_timer = self.timer(0.05, self._look_after_orders)
         self._new_order = self.create_guard_condition(
             lambda: self._guarded('orders', self._begin_orders)
         )
@@ -116,10 +120,28 @@ class AgentNode(ManagedNode):
                     Hello(self.board, self.start_id, vitals.HOST, vitals.boot_id(), os.getpid())
                 )
                 self._report()
+            self._hand_on(self._ears.take())
             while self._out:
                 self._send(self._out.popleft())
-            for message in self._link.poll(POLL_MS):
+            busy = self._asked or self._orders
+            for message in self._link.poll(BUSY_POLL_MS if busy else POLL_MS):
                 self._obey(message)
+
+    def _hand_on(self, messages: list[Heartbeat]) -> None:
+        beats = []
+        for message in messages:
+            try:
+                beat = msg_to_beat(message)
+            except WireError as error:
+                self.count('bad_messages')
+                self.get_logger().warning(f'heartbeat: {error}', throttle_duration_sec=5.0)
+                continue
+            direct = (beat.start_id, beat.count) not in self._repeated
+            if beat.process == 'supervisor' and direct:
+                self._heard_s = time.monotonic()
+            beats.append(self._watched.take(beat))
+        if mine := tuple(beat for beat in beats if beat is not None):
+            self._send(Beats(self.board, self.start_id, mine))
 
     def _send(self, message: FromAgent) -> None:
         self._link.send(message)
@@ -151,29 +173,16 @@ class AgentNode(ManagedNode):
 
     # --- the executor's thread ---
 
-    def _on_heartbeat(self, data: bytes) -> None:
-        board, process = heartbeat_source(data)
-        if board != self.board and process != 'supervisor':
-            return
-        try:
-            beat = msg_to_beat(deserialize_message(data, Heartbeat))
-        except WireError as error:
-            self.count('bad_messages')
-            self.get_logger().warning(f'heartbeat: {error}', throttle_duration_sec=5.0)
-            return
-        if process == 'supervisor' and (beat.start_id, beat.count) not in self._repeated:
-            self._heard_s = time.monotonic()
-        mine = self._watched.take(beat)
-        if mine is not None:
-            self._put(Beats(self.board, self.start_id, (mine,)))
-
     def _begin_orders(self) -> None:
         while self._asked:
             order = _Order(self._asked.popleft())
             self._orders.append(order)
+            self._order_timer.reset()
             self._advance(order)
 
     def _look_after_orders(self) -> None:
+        if not self._orders:
+            self._order_timer.cancel()
         for order in list(self._orders):
             self._advance(order)
 

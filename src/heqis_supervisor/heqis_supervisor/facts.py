@@ -94,7 +94,7 @@ class NodeMind:
         expect, expect_by_s: state that the last transition must show by then.
         was_active: it has been active in this start of its process.
         reset: it must go through cleanup before it is tried again.
-        failures, retry_s: in a row, and not before when the next attempt.
+        failures, failure, retry_s: in a row, the last one, and not before when the next attempt.
         latched: why nothing is tried any more; empty if not.
         step, reason: verdict of the last update; the reason is empty if all is well.
         waits_for: nodes it depends on that are not well.
@@ -115,6 +115,7 @@ class NodeMind:
     was_active: bool = False
     reset: bool = False
     failures: int = 0
+    failure: str = ''
     retry_s: float = 0.0
     latched: str = ''
     step: Step = Step.NONE

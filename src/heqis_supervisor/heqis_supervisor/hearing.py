@@ -147,6 +147,7 @@ class Turn:
             node = self.nodes[name]
             self.nodes[name] = NodeMind(
                 failures=node.failures,
+                failure=node.failure,
                 retry_s=node.retry_s,
                 latched=node.latched,
                 since_s=self.now,
@@ -243,14 +244,14 @@ class Turn:
         rule, mind = self.rules.nodes[name], self.nodes[name]
         failures = mind.failures + 1
         wait = min(rule.backoff_s * 2.0 ** min(failures - 1, 30), rule.backoff_max_s)
-        self.set_node(name, failures=failures, retry_s=self.now + wait)
-        info = f' ({mind.info})' if mind.info and mind.info not in why else ''
+        text = f'{why} ({mind.info})' if mind.info and mind.info not in why else why
+        self.set_node(name, failures=failures, failure=text, retry_s=self.now + wait)
         if failures >= rule.attempts:
-            text = f'{why}{info}; given up after {failures} failures in a row'
+            text = f'{text}; given up after {failures} failures in a row'
             self.set_node(name, latched=text)
             self.note(Level.ERROR, 'latched', name, text)
         else:
-            text = f'{why}{info}; failure {failures} of {rule.attempts}, next try in {wait:.2g} s'
+            text = f'{text}; failure {failures} of {rule.attempts}, next try in {wait:.2g} s'
             self.note(Level.WARN, 'node_failed', name, text)
 
     def kill_failed(self, key: str, why: str) -> None:

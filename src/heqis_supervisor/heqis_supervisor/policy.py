@@ -244,7 +244,7 @@ def _judge_node(turn: Turn, rule: NodeRule) -> None:
             turn.note(Level.ERROR, 'node_finalized', rule.name, reason)
     elif mind.state != NodeState.ACTIVE:
         step = Step.RESTART_NODE if mind.failures else Step.WARN
-        reason = mind.info if mind.failures else f'is {mind.state.name}'
+        reason = mind.failure if mind.failures else f'is {mind.state.name}'
     else:
         step, reason = _judge_active(turn, rule, broken)
     turn.set_node(rule.name, step=step, reason=reason, waits_for=broken)

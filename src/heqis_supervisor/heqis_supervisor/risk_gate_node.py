@@ -13,8 +13,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rclpy.serialization import deserialize_message
-
 from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions
 from heqis_core.errors import JournalError, WireError
@@ -28,8 +26,8 @@ from heqis_ros.convert import (
     signals_from,
 )
 from heqis_ros.convert_health import event_to_msg
+from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
-from heqis_supervisor.cdr import heartbeat_source
 from heqis_supervisor.params import RISK_GATE
 from heqis_supervisor.risk_gate import EventClock, GateState, judge
 from heqis_supervisor.store import Store
@@ -65,7 +63,8 @@ class RiskGateNode(ManagedNode):
         self._committed = self.publisher(m.Committed, 'committed', qos.COMMITTED)
         self._events = self.publisher(m.Event, 'events', qos.EVENTS)
         self.subscription(m.Decisions, 'decisions/proposed', qos.DECISIONS, self._on_proposed)
-        self.subscription(m.Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat, raw=True)
+        self._ears = Ears(self, lambda _, process: process == 'supervisor')
+        self.defer(self._ears.close)
         self.service(KillSwitch, '~/kill_switch', self._on_kill_switch)
         self.timer(REPORT_S, self._report)
         if self._gate.kill_switch:
@@ -95,13 +94,12 @@ class RiskGateNode(ManagedNode):
         self._store.put_decisions(item)
         self.set_pending(self._store.pending)
 
-    def _on_heartbeat(self, data: bytes) -> None:
-        if heartbeat_source(data)[1] != 'supervisor':
-            return
-        hold = bool(deserialize_message(data, m.Heartbeat).hold)
-        if hold != self._gate.hold:
-            self._gate = GateState(self._gate.kill_switch, hold)
-            self.get_logger().warning('output is held' if hold else 'output is no longer held')
+    def _listen(self) -> None:
+        for beat in self._ears.take():
+            if beat.hold != self._gate.hold:
+                self._gate = GateState(self._gate.kill_switch, beat.hold)
+                held = 'output is held' if beat.hold else 'output is no longer held'
+                self.get_logger().warning(f'{held}, the supervisor says')
 
     def _on_kill_switch(
         self, request: KillSwitch.Request, response: KillSwitch.Response
@@ -134,6 +132,7 @@ class RiskGateNode(ManagedNode):
 
     def _report(self) -> None:
         self._store.check()
+        self._listen()
         for name, value in self._store.counters.items():
             self.set_counter(name, value)
         self.set_counter('kill_switch', int(self._gate.kill_switch))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor: one loop over the policy, its orders to the agents, diagnostics and events.
 
-It brings itself up. One thread owns the link and the policy's state; the executor only answers
-services and hears the process's own heartbeat, which the agents repeat on every board.
+It brings itself up. One thread owns the link and the policy's state, and hands the process's own
+heartbeat to the agents, who repeat it on every board; the executor only answers services.
 Deactivating and activating the node begins anew, and so clears what is latched.
 """
 
@@ -14,25 +14,25 @@ import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.serialization import deserialize_message
 
-from heqis_core.control import Event, FromAgent, Level, Overview, ProcessBeat, Result
+from heqis_core.control import Event, FromAgent, Level, Overview, Result
 from heqis_core.io.control_link import SupervisorLink
 from heqis_core.io.zmq_security import optional_security
 from heqis_msgs.msg import Event as EventMsg
-from heqis_msgs.msg import Heartbeat
 from heqis_msgs.srv import ResetBoard
 from heqis_ros import qos
 from heqis_ros.convert_health import event_to_msg, msg_to_beat
+from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
-from heqis_supervisor.cdr import heartbeat_source
 from heqis_supervisor.facts import Command, Facts, Note, State
 from heqis_supervisor.health import Health, overall, report
 from heqis_supervisor.params import SUPERVISOR
 from heqis_supervisor.policy import initial, update
 from heqis_supervisor.rules import load_rules
 
+LOOK_S = 0.1
+"""How soon a change of health shows."""
 _LEVELS = {
     Level.INFO: DiagnosticStatus.OK,
     Level.WARN: DiagnosticStatus.WARN,
@@ -52,13 +52,14 @@ class SupervisorNode(ManagedNode):
         security = optional_security(
             params.secret_key_file, params.peer_key_file, params.allow_folder
         )
+        own = (self.board, 'supervisor')
         self._link = SupervisorLink(params.control_endpoint, security=security)
         self.defer(self._link.close)
         self._events = self.publisher(EventMsg, 'events', qos.EVENTS)
         self._diagnostics = self.publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
-        self.subscription(Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat, raw=True)
+        self._ears = Ears(self, lambda board, process: (board, process) == own)
+        self.defer(self._ears.close)
         self.service(ResetBoard, '~/reset_board', self._on_reset_board)
-        self._own_beat: ProcessBeat | None = None
         self.worker('policy', self._run)
 
     def deactivate(self) -> None:
@@ -69,19 +70,24 @@ class SupervisorNode(ManagedNode):
 
     def _run(self, stop: threading.Event) -> None:
         state = initial(self._rules, time.monotonic())
-        told_count, told_s = 0, float('-inf')
-        levels: list[Level] = []
+        self._told_s = looked_s = float('-inf')
+        self._levels: list[Level] = []
         while not stop.is_set():
             state = self._turn(state, self._gather(stop))
-            beat = self._own_beat
-            if beat is not None and beat.count != told_count:
-                told_count = beat.count
-                self._link.broadcast(Overview(beat))
-            parts = report(self._rules, state)
-            now = [part.level for part in parts]
-            if now != levels or state.time_s - told_s >= self.params.diagnostics_ms / 1000:
-                levels, told_s = now, state.time_s
-                self._tell(state, parts)
+            for beat in self._ears.take():
+                if beat.start_id == self.start_id:
+                    self._link.broadcast(Overview(msg_to_beat(beat)))
+            if state.time_s - looked_s >= LOOK_S:
+                looked_s = state.time_s
+                self._look(state)
+
+    def _look(self, state: State) -> None:
+        parts = report(self._rules, state)
+        levels = [part.level for part in parts]
+        due = state.time_s - self._told_s >= self.params.diagnostics_ms / 1000
+        if due or levels != self._levels:
+            self._levels, self._told_s = levels, state.time_s
+            self._tell(state, parts)
 
     def _gather(self, stop: threading.Event) -> tuple[FromAgent, ...]:
         """Collect heartbeats for one period, but wait for nothing once an answer is there."""
@@ -146,13 +152,6 @@ class SupervisorNode(ManagedNode):
         self.publish(self._diagnostics, message)
 
     # --- the executor's thread ---
-
-    def _on_heartbeat(self, data: bytes) -> None:
-        if heartbeat_source(data) != (self.board, 'supervisor'):
-            return
-        beat = msg_to_beat(deserialize_message(data, Heartbeat))
-        if beat.start_id == self.start_id:
-            self._own_beat = beat
 
     def _on_reset_board(
         self, request: ResetBoard.Request, response: ResetBoard.Response

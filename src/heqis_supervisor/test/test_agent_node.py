@@ -153,6 +153,8 @@ def test_the_supervisors_heartbeat_is_repeated_only_where_it_is_not_heard(bench)
     assert (repeated.board, repeated.process, repeated.hold) == ('gateway', 'supervisor', True)
     direct = Heartbeat(board='gateway', process='supervisor', start_id=77, count=10)
     bench.beat.publish(direct)
+    heard = bench.agent._heard_s
+    bench.until(lambda: bench.agent._heard_s > heard)
     bench.until(lambda: any(beat.count == 10 for beat in bench.beats))
     bench.beats.clear()
     bench.link.broadcast(Overview(ProcessBeat('gateway', 'supervisor', 'h', 1, 77, 11, 0, 'b')))
