@@ -432,6 +432,7 @@ class RealGraph:
         self.diagnostics: dict[str, object] = {}
         self.events: list[Event] = []
         self.beats: dict[str, Heartbeat] = {}
+        self.first: dict[str, int] = {}
         node = graph.add(Node('observer', namespace='/heqis'))
         node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, qos.DIAGNOSTICS)
         node.create_subscription(Event, 'events', self.events.append, qos.EVENTS)
