@@ -18,6 +18,7 @@ from heqis_ros.node import ManagedNode
 
 SEND_TIMEOUT_MS = 50
 POLL_MS = 100
+NOBODY_THERE_S = 0.01
 COUNTERS_PERIOD_S = 0.1
 
 
@@ -65,6 +66,10 @@ class BridgeNode(ManagedNode):
     def _receive(self, stop: threading.Event) -> None:
         assert self._link is not None
         while not stop.is_set():
+            if not self._proposed.get_subscription_count():
+                # DDS would drop them at once; in the socket they wait for the risk gate.
+                stop.wait(NOBODY_THERE_S)
+                continue
             decisions = self._link.recv_decisions(POLL_MS)
             if decisions is not None:
                 self.publish(self._proposed, decisions_to_msg(decisions))

@@ -77,6 +77,7 @@ class Journal(JournalReader):
         self._since_trim = 0
         self._index: list[tuple[int, int, str, int, int, float]] = []
         self._universes: dict[tuple[str, ...], int] = {}
+        self._latest: tuple[tuple[str, ...] | None, int] = (None, 0)
         self._names: dict[str, tuple[str, ...]] = {}
         self._next_id = int(self._one('SELECT COALESCE(MAX(id), 0) + 1 FROM frames')[0])
         self._unwritten_commit: tuple[int, int, int] | None = None
@@ -242,6 +243,7 @@ class Journal(JournalReader):
         except BaseException as error:
             for key in list(self._universes)[known:]:
                 del self._universes[key]
+            self._latest = None, 0
             if self._db.in_transaction:
                 self._db.execute('ROLLBACK')
             if isinstance(error, sqlite3.Error):
@@ -341,6 +343,9 @@ class Journal(JournalReader):
                 )
 
     def _universe(self, symbols: tuple[str, ...]) -> int:
+        # A stream keeps one tuple object; hashing the names of a whole market takes longer.
+        if symbols is self._latest[0]:
+            return self._latest[1]
         found = self._universes.get(symbols)
         if found is None:
             names = (fmt.pack_names(symbols),)
@@ -348,6 +353,7 @@ class Journal(JournalReader):
             row = self._db.execute('SELECT id FROM universes WHERE names = ?', names).fetchone()
             found = int(row[0])
             self._universes[symbols] = found
+        self._latest = symbols, found
         return found
 
     def _put_meta(self, key: str, value: str) -> None:
