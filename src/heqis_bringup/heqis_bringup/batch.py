@@ -20,7 +20,7 @@ from heqis_core.decision import Action, Decisions
 from heqis_core.digest import signals_digest
 from heqis_core.errors import ConfigError
 from heqis_core.io.journal import Journal
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.source import Source, SourceConfig, open_source
 from heqis_supervisor.risk_gate import EventClock, GateState, judge
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     made: list[Decisions] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('deciding', total=source.total)
-        for decisions in decide_all(bundle, source, _load_engine, stream=args.stream):
+        for decisions in decide_all(bundle, source, open_engine, stream=args.stream):
             made.append(judge(decisions, clock.now_ns(decisions), gate))
             progress.advance(task)
     if args.journal is not None:
@@ -95,12 +95,6 @@ def _source(args: argparse.Namespace) -> Source:
             limit=args.limit,
         )
     )
-
-
-def _load_engine(path: Path) -> OrtEngine:
-    engine = OrtEngine()
-    engine.load(path)
-    return engine
 
 
 def _keep(path: Path, made: list[Decisions]) -> None:

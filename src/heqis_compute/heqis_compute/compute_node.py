@@ -6,16 +6,14 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from heqis_compute.dds_link import DdsLink
 from heqis_compute.judge import Answer, Judge
 from heqis_compute.params import COMPUTE
 from heqis_core.bundle import Bundle
-from heqis_core.engine import Engine
 from heqis_core.errors import ConfigError, HeqisError
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.io.zmq_link import ComputeLink
 from heqis_core.io.zmq_security import optional_security
 from heqis_core.link import ComputeEnd, MissedRequest
@@ -50,7 +48,7 @@ class ComputeNode(ManagedNode):
             raise ConfigError(
                 'parameter bundle is empty: name the folder that `heqis train` printed'
             )
-        self._judge = Judge(_verified(params.bundle), _load_engine)
+        self._judge = Judge(_verified(params.bundle), open_engine)
         self.defer(self._judge.close)
         self._predictions = self.publisher(Predictions, 'predictions', qos.PREDICTIONS)
         self._events = self.publisher(Event, 'events', qos.EVENTS)
@@ -214,12 +212,6 @@ def _verified(path: str) -> Bundle:
     bundle = Bundle.load(path)
     bundle.verify_golden(OrtEngine)
     return bundle
-
-
-def _load_engine(path: Path) -> Engine:
-    engine = OrtEngine()
-    engine.load(path)
-    return engine
 
 
 def main() -> int:

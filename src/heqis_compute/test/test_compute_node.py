@@ -17,16 +17,14 @@ from rclpy.lifecycle import TransitionCallbackReturn as Result
 from rclpy.node import Node
 
 from heqis_compute.compute_node import ComputeNode
-from heqis_core.bars import BarTable
 from heqis_core.bundle import Bundle
 from heqis_core.decision import Decisions
 from heqis_core.frame import FeatureFrame
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import open_engine
 from heqis_core.io.zmq_link import GatewayLink
 from heqis_core.link import MissedReply
 from heqis_core.manifest import FileEntry, Manifest
-from heqis_core.simulator import MarketSimulator
-from heqis_core.testing import free_port, wait_until
+from heqis_core.testing import free_port, simulated_table, wait_until
 from heqis_core.testing_bundle import write_test_bundle
 from heqis_msgs.msg import Heartbeat
 from heqis_msgs.srv import SwapBundle
@@ -138,13 +136,10 @@ class Gateway:
     """The other end of the link, with frames in its ring."""
 
     def __init__(self, bundle: Path, ports: dict[str, str]) -> None:
-        simulator = MarketSimulator(3, seed=1)
-        table = BarTable.from_blocks([simulator.next_block() for _ in range(N)])
+        table = simulated_table(3, N, seed=1)
         loaded = Bundle.load(bundle)
-        encoder = OrtEngine()
         assert loaded.encoder_path is not None
-        encoder.load(loaded.encoder_path)
-        pipeline = loaded.pipeline(table.symbols, encoder)
+        pipeline = loaded.pipeline(table.symbols, open_engine(loaded.encoder_path))
         features_id = loaded.features_id('onnxruntime')
         self.frames = [
             FeatureFrame(

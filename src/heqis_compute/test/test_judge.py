@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,9 @@ from heqis_core.bars import BarTable
 from heqis_core.bundle import Bundle
 from heqis_core.decision import Action, Reason
 from heqis_core.frame import FeatureFrame
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import open_engine
 from heqis_core.link import MissedReply
-from heqis_core.simulator import MarketSimulator
+from heqis_core.testing import simulated_table
 from heqis_core.testing_bundle import write_test_bundle
 
 SPLIT = 60
@@ -25,8 +24,7 @@ N = 140
 
 @pytest.fixture(scope='module')
 def table() -> BarTable:
-    simulator = MarketSimulator(5, seed=3)
-    return BarTable.from_blocks([simulator.next_block() for _ in range(N)])
+    return simulated_table(5, N, seed=3)
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +37,7 @@ def bundle(table: BarTable, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope='module')
 def frames(table: BarTable, bundle: Bundle) -> list[FeatureFrame]:
     assert bundle.encoder_path is not None
-    pipeline = bundle.pipeline(table.symbols, engine(bundle.encoder_path))
+    pipeline = bundle.pipeline(table.symbols, open_engine(bundle.encoder_path))
     features_id = bundle.features_id('onnxruntime')
     return [
         FeatureFrame(
@@ -54,12 +52,6 @@ def frames(table: BarTable, bundle: Bundle) -> list[FeatureFrame]:
         )
         for seq in range(N)
     ]
-
-
-def engine(path: Path) -> OrtEngine:
-    loaded = OrtEngine()
-    loaded.load(path)
-    return loaded
 
 
 class Gateway:
@@ -100,13 +92,13 @@ def said(answers: list[Answer]) -> dict[int, tuple[bytes, ...]]:
 
 @pytest.fixture(scope='module')
 def quiet(bundle: Bundle, frames: list[FeatureFrame]) -> dict[int, tuple[bytes, ...]]:
-    answers = run(Judge(bundle, engine), frames[SPLIT:], Gateway(frames, SPLIT))
+    answers = run(Judge(bundle, open_engine), frames[SPLIT:], Gateway(frames, SPLIT))
     assert [a.decisions.seq for a in answers] == list(range(SPLIT, N))
     return said(answers)
 
 
 def test_one_decision_for_each_symbol_and_every_none_says_why(bundle, frames, table):
-    answers = run(Judge(bundle, engine), frames, Gateway(frames, 0))
+    answers = run(Judge(bundle, open_engine), frames, Gateway(frames, 0))
     actions = np.concatenate([a.decisions.action for a in answers])
     reasons = np.concatenate([a.decisions.reasons for a in answers])
     assert len(actions) == N * len(table.symbols)
@@ -124,7 +116,7 @@ def test_loss_doubling_and_disorder_change_no_decision(bundle, frames, quiet):
         for _ in range(30):
             i = rng.randrange(len(arrivals) - 1)
             arrivals[i], arrivals[i + 1] = arrivals[i + 1], arrivals[i]
-        judge = Judge(bundle, engine)
+        judge = Judge(bundle, open_engine)
         answers = run(judge, [*arrivals, frames[-1]], Gateway(frames, SPLIT))
         assert said(answers) == quiet
         assert judge.counters.repeated > 0
@@ -134,16 +126,16 @@ def test_loss_doubling_and_disorder_change_no_decision(bundle, frames, quiet):
 def test_a_compute_board_that_starts_again_decides_as_if_it_had_never_been_away(
     killed_at, bundle, frames, quiet
 ):
-    before = run(Judge(bundle, engine), frames[SPLIT:killed_at], Gateway(frames, SPLIT))
+    before = run(Judge(bundle, open_engine), frames[SPLIT:killed_at], Gateway(frames, SPLIT))
     durable = max(SPLIT, killed_at - 4)
     gateway = Gateway(frames, first_open=durable)
-    after = run(Judge(bundle, engine), frames[killed_at:], gateway)
+    after = run(Judge(bundle, open_engine), frames[killed_at:], gateway)
     assert said([*before, *after]) == quiet
     assert min(said(after)) == durable
 
 
 def test_a_gateway_that_starts_again_may_send_all_over_and_changes_nothing(bundle, frames, quiet):
-    judge = Judge(bundle, engine)
+    judge = Judge(bundle, open_engine)
     before = run(judge, frames[SPLIT : SPLIT + 40], Gateway(frames, SPLIT))
     second = [
         FeatureFrame('daily', 2, f.seq, f.event_time_ns, 0, f.features_id, f.symbols, f.tensors)
@@ -154,7 +146,7 @@ def test_a_gateway_that_starts_again_may_send_all_over_and_changes_nothing(bundl
 
 
 def test_frames_that_are_gone_leave_a_gap_and_no_signal_reaches_across_it(bundle, frames, quiet):
-    judge = Judge(bundle, engine)
+    judge = Judge(bundle, open_engine)
     answers = run(judge, frames[SPLIT : SPLIT + 10], Gateway(frames, SPLIT))
     answers += run(judge, frames[SPLIT + 20 :], Gateway(frames, SPLIT, oldest=SPLIT + 18))
     by_seq = {a.decisions.seq: a.decisions for a in answers}
@@ -170,7 +162,7 @@ def test_frames_that_are_gone_leave_a_gap_and_no_signal_reaches_across_it(bundle
 
 
 def test_frames_of_another_feature_spec_are_refused_with_both_ids(bundle, frames):
-    judge = Judge(bundle, engine)
+    judge = Judge(bundle, open_engine)
     f = frames[SPLIT]
     foreign = FeatureFrame('daily', 1, f.seq, f.event_time_ns, 0, '0' * 16, f.symbols, f.tensors)
     assert judge.on_frame(foreign) == []
@@ -183,7 +175,7 @@ def test_a_swapped_bundle_answers_from_the_next_frame_on_with_warm_windows(
     bundle, frames, table, tmp_path
 ):
     other = Bundle.load(write_test_bundle(tmp_path, seed=1))
-    judge = Judge(bundle, engine)
+    judge = Judge(bundle, open_engine)
     assert not judge.same_features(other)
     answers = run(judge, frames[SPLIT : SPLIT + 20], Gateway(frames, SPLIT))
     judge.swap(bundle)

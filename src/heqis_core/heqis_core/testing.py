@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helpers that the tests of every package share: real data, waiting, free ports and domains.
+"""Helpers that the tests of every package share: data, waiting, free ports and domains.
 
-No fixtures and no test data live here, and nothing outside a test imports it.
+No fixtures live here. Nothing outside a test imports it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+from heqis_core.bars import BarTable
+from heqis_core.simulator import MarketSimulator
 
 _PORTS = range(20_000, 32_000)
 """Below the kernel's ephemeral range, so that no outgoing connection takes the port in between."""
@@ -122,3 +125,9 @@ def _can_bind(kind: socket.SocketKind, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def simulated_table(symbols: int, n: int, seed: int) -> BarTable:
+    """Return the first `n` event times of a simulated market."""
+    simulator = MarketSimulator(symbols, seed)
+    return BarTable.from_blocks([simulator.next_block() for _ in range(n)])

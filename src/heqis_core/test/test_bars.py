@@ -9,11 +9,7 @@ import pytest
 from heqis_core.bars import BarStatus, BarTable
 from heqis_core.errors import DataError
 from heqis_core.simulator import MarketSimulator
-
-
-def simulated(symbols: int, n: int, seed: int) -> BarTable:
-    simulator = MarketSimulator(symbols, seed)
-    return BarTable.from_blocks([simulator.next_block() for _ in range(n)])
+from heqis_core.testing import simulated_table
 
 
 def test_blocks_of_a_table_are_the_blocks_that_it_was_made_of() -> None:
@@ -37,14 +33,14 @@ def test_a_table_of_nothing_is_refused() -> None:
 
 
 def test_volume_is_seen_only_if_some_bar_has_one() -> None:
-    table = simulated(2, 5, 1)
+    table = simulated_table(2, 5, 1)
     assert table.has_volume
     table.values[:, 4] = np.nan
     assert not table.has_volume
 
 
 def test_a_choice_keeps_the_bars_of_the_chosen_and_nothing_else() -> None:
-    table = simulated(5, 40, 1)
+    table = simulated_table(5, 40, 1)
     names = [table.symbols[3], table.symbols[1]]
     chosen = table.select(names)
     assert chosen.symbols == tuple(sorted(names))
@@ -53,12 +49,12 @@ def test_a_choice_keeps_the_bars_of_the_chosen_and_nothing_else() -> None:
 
 
 def test_event_times_at_which_no_chosen_symbol_has_a_bar_stay() -> None:
-    table = simulated(2, 10, 1)
+    table = simulated_table(2, 10, 1)
     table.status[4, 0] = BarStatus.NO_BAR
     assert len(table.select([table.symbols[0]])) == 10
 
 
 def test_an_unknown_symbol_is_named_with_some_that_are_there() -> None:
-    table = simulated(2, 5, 1)
+    table = simulated_table(2, 5, 1)
     with pytest.raises(DataError, match=rf'no bars of XX; the data has {table.symbols[0]}'):
         table.select([table.symbols[0], 'XX'])

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,8 +11,8 @@ from heqis_core.bundle import Bundle
 from heqis_core.decider import Decider
 from heqis_core.decision import Action, Decisions, Predictions, Reason, reason_names
 from heqis_core.frame import FeatureFrame, Stage
-from heqis_core.io.ort_engine import OrtEngine
-from heqis_core.simulator import MarketSimulator
+from heqis_core.io.ort_engine import open_engine
+from heqis_core.testing import simulated_table
 from heqis_core.testing_bundle import write_test_bundle
 
 N, SPLIT = 120, 60
@@ -22,8 +20,7 @@ N, SPLIT = 120, 60
 
 @pytest.fixture(scope='module')
 def table() -> BarTable:
-    simulator = MarketSimulator(20, seed=9)
-    return BarTable.from_blocks([simulator.next_block() for _ in range(N)])
+    return simulated_table(20, N, seed=9)
 
 
 @pytest.fixture(scope='module')
@@ -33,15 +30,9 @@ def bundle(table: BarTable, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.load(write_test_bundle(folder, trained_until_ns=until_ns))
 
 
-def load(path: Path) -> OrtEngine:
-    engine = OrtEngine()
-    engine.load(path)
-    return engine
-
-
 def frames(bundle: Bundle, table: BarTable) -> list[FeatureFrame]:
     assert bundle.encoder_path is not None
-    pipeline = bundle.pipeline(table.symbols, load(bundle.encoder_path))
+    pipeline = bundle.pipeline(table.symbols, open_engine(bundle.encoder_path))
     return [
         FeatureFrame(
             'daily',
@@ -58,7 +49,7 @@ def frames(bundle: Bundle, table: BarTable) -> list[FeatureFrame]:
 
 
 def decide_all(bundle: Bundle, table: BarTable) -> list[tuple[Decisions, Predictions]]:
-    decider = Decider.of(bundle, table.symbols, load)
+    decider = Decider.of(bundle, table.symbols, open_engine)
     return [decider.decide(frame) for frame in frames(bundle, table)]
 
 
@@ -104,7 +95,7 @@ def test_predictions_carry_every_generator_and_agree_with_the_served_one(bundle,
 
 def test_warming_and_deciding_leave_the_same_windows(bundle, table):
     every = frames(bundle, table)
-    warmed = Decider.of(bundle, table.symbols, load)
+    warmed = Decider.of(bundle, table.symbols, open_engine)
     for frame in every[:-1]:
         warmed.warm(frame)
     decisions, _ = warmed.decide(every[-1])
@@ -114,7 +105,7 @@ def test_warming_and_deciding_leave_the_same_windows(bundle, table):
 
 def test_stamps_go_on_from_the_frame_without_changing_it(bundle, table):
     frame = frames(bundle, table)[0]
-    decisions, _ = Decider.of(bundle, table.symbols, load).decide(frame)
+    decisions, _ = Decider.of(bundle, table.symbols, open_engine).decide(frame)
     assert decisions.stamps[Stage.CLEANED] == frame.stamps[Stage.CLEANED]
     assert 0 < decisions.stamps[Stage.INFERRED] <= decisions.stamps[Stage.DECIDED]
     assert frame.stamps[Stage.DECIDED] == 0

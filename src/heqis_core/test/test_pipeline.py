@@ -12,9 +12,9 @@ from heqis_core.bars import BarStatus, BarTable
 from heqis_core.bundle import Bundle
 from heqis_core.errors import HeqisError
 from heqis_core.frame import Stage, new_stamps
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import open_engine
 from heqis_core.pipeline import FeaturePipeline
-from heqis_core.simulator import MarketSimulator
+from heqis_core.testing import simulated_table
 from heqis_core.testing_bundle import ENCODER_WINDOW, FACTORS, write_test_bundle
 
 N = 160
@@ -22,8 +22,7 @@ N = 160
 
 @pytest.fixture(scope='module')
 def table() -> BarTable:
-    simulator = MarketSimulator(6, seed=5)
-    return BarTable.from_blocks([simulator.next_block() for _ in range(N)])
+    return simulated_table(6, N, seed=5)
 
 
 @pytest.fixture(scope='module')
@@ -34,10 +33,8 @@ def bundle(table: BarTable, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def make(bundle: Bundle, symbols: tuple[str, ...]) -> FeaturePipeline:
-    encoder = OrtEngine()
     assert bundle.encoder_path is not None
-    encoder.load(bundle.encoder_path)
-    return bundle.pipeline(symbols, encoder)
+    return bundle.pipeline(symbols, open_engine(bundle.encoder_path))
 
 
 def columns(table: BarTable, which: list[int]) -> BarTable:

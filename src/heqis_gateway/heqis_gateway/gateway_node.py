@@ -12,7 +12,7 @@ from heqis_core.bars import BarBlock
 from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError
 from heqis_core.frame import FeatureFrame, Stage, stamp
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.source import PacedSource, Source, SourceConfig, open_source
 from heqis_gateway.bridge_node import BridgeNode
 from heqis_gateway.hub import Hub
@@ -90,8 +90,7 @@ class GatewayNode(ManagedNode):
     def _load_encoder(self, bundle: Bundle) -> OrtEngine | None:
         if bundle.encoder_path is None:
             return None
-        encoder = OrtEngine()
-        encoder.load(bundle.encoder_path)
+        encoder = open_engine(bundle.encoder_path)
         self.defer(encoder.close)
         return encoder
 

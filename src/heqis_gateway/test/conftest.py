@@ -7,7 +7,7 @@ import pytest
 
 from heqis_core.bars import BarTable
 from heqis_core.bundle import Bundle
-from heqis_core.simulator import MarketSimulator
+from heqis_core.testing import simulated_table
 from heqis_core.testing_bundle import write_test_bundle
 
 SPLIT = 80
@@ -16,8 +16,7 @@ SPLIT = 80
 @pytest.fixture(scope='session')
 def table() -> BarTable:
     """Return 200 simulated days of 4 symbols."""
-    simulator = MarketSimulator(4, seed=11)
-    return BarTable.from_blocks([simulator.next_block() for _ in range(200)])
+    return simulated_table(4, 200, seed=11)
 
 
 @pytest.fixture(scope='session')

@@ -15,7 +15,7 @@ import pytest
 from heqis_core.bars import BarTable
 from heqis_core.bundle import Bundle
 from heqis_core.frame import FeatureFrame
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.link import MissedRequest
 from heqis_core.source import TableSource
 from heqis_core.testing import wait_until
@@ -43,9 +43,7 @@ def settings(bundle: Bundle, folder: Path, **changes: object) -> StreamSettings:
 
 def encoder_of(bundle: Bundle) -> OrtEngine:
     assert bundle.encoder_path is not None
-    encoder = OrtEngine()
-    encoder.load(bundle.encoder_path)
-    return encoder
+    return open_engine(bundle.encoder_path)
 
 
 def make(

@@ -139,3 +139,10 @@ def _spec(path: Path, what: str, node: ort.NodeArg) -> TensorSpec:
             'export the model with a fixed tile'
         )
     return TensorSpec(node.name, np.dtype(dtype), tuple(node.shape))
+
+
+def open_engine(path: Path) -> OrtEngine:
+    """Return an engine with a model file loaded; raise EngineError as `OrtEngine.load`."""
+    engine = OrtEngine()
+    engine.load(path)
+    return engine
