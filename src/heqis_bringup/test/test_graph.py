@@ -215,11 +215,14 @@ def test_a_process_killed_in_mid_stream_comes_back_and_changes_no_decision(
     assert restarts >= 1
 
 
-def test_two_graphs_run_beside_each_other(case, tmp_path):
+def test_two_graphs_run_beside_each_other_each_in_its_namespace(case, tmp_path):
     folders = [tmp_path / name for name in ('a', 'b')]
     for folder in folders:
         folder.mkdir()
-    with running(case, folders[0], '--pace', 100) as a, running(case, folders[1]) as b:
+    with (
+        running(case, folders[0], '--pace', 100) as a,
+        running(case, folders[1], 'namespace:=desk/lab') as b,
+    ):
         reports = [a.report(), b.report()]
     for report in reports:
         check_complete(case, report)

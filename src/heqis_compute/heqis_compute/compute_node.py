@@ -17,10 +17,11 @@ from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.io.zmq_link import ComputeLink
 from heqis_core.io.zmq_security import optional_security
 from heqis_core.link import ComputeEnd, MissedRequest
-from heqis_msgs.msg import Decisions, Event, FeatureFrame, Heartbeat, Predictions
+from heqis_msgs.msg import Decisions, Event, FeatureFrame, Predictions
 from heqis_msgs.srv import MissedFrames, SwapBundle
 from heqis_ros import qos
 from heqis_ros.convert import predictions_to_msg, request_to_srv
+from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
 
@@ -28,6 +29,7 @@ POLL_MS = 50
 SEND_TIMEOUT_MS = 200
 HOLD_POLL_S = 0.02
 COUNTERS_PERIOD_S = 0.1
+LISTEN_PERIOD_S = 0.05
 SWAP_TIMEOUT_S = 5.0
 
 
@@ -57,7 +59,9 @@ class ComputeNode(ManagedNode):
         self._supervisor_heard_s = 0.0
         self._held_by_supervisor = False
         self._told = ''
-        self.subscription(Heartbeat, 'heartbeat', qos.HEARTBEAT, self._on_heartbeat)
+        self._ears = Ears(self, lambda _, process: process == 'supervisor')
+        self.defer(self._ears.close)
+        self.timer(LISTEN_PERIOD_S, self._listen)
         self.service(SwapBundle, '~/swap_bundle', self._on_swap)
         self.timer(COUNTERS_PERIOD_S, self._report)
         self.worker('judge', self._run)
@@ -134,10 +138,10 @@ class ComputeNode(ManagedNode):
         silence_s = time.monotonic() - self._supervisor_heard_s
         return self._held_by_supervisor or silence_s > self.params.supervisor_lease_ms / 1e3
 
-    def _on_heartbeat(self, msg: Heartbeat) -> None:
-        if msg.process == 'supervisor':
+    def _listen(self) -> None:
+        for beat in self._ears.take():
             self._supervisor_heard_s = time.monotonic()
-            self._held_by_supervisor = msg.hold
+            self._held_by_supervisor = beat.hold
 
     def _on_swap(
         self, request: SwapBundle.Request, response: SwapBundle.Response

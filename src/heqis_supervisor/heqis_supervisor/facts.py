@@ -76,6 +76,7 @@ class Running:
 
     id: int
     transition: Transition
+    asked_s: float
     deadline_s: float
 
 

@@ -35,6 +35,8 @@ from heqis_supervisor.rules import NodeRule, ProcessRule, Rules
 ANSWER_S = 2.0
 """How much later than its time-out the answer to a command may come."""
 KILL_ANSWER_S = 2.0
+BEGIN_S = 2.0
+"""Time for a transition to show in the heartbeats of a node whose executor runs."""
 DEPTH_S = 1.0
 UNSEEN_S = 3.0
 """Time for a process to name its nodes."""
@@ -166,10 +168,20 @@ def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
 
 def _settle_commands(turn: Turn, rule: ProcessRule) -> None:
     for name in rule.nodes:
-        running = turn.nodes[name].running
-        if running is not None and turn.now > running.deadline_s:
+        mind = turn.nodes[name]
+        running = mind.running
+        if running is None:
+            continue
+        # The middleware may lose a request to a process that has just been started.
+        unheard = (
+            mind.since_s <= running.asked_s
+            and turn.now - running.asked_s > BEGIN_S
+            and mind.spin_moved_s > running.asked_s + BEGIN_S / 2
+        )
+        if unheard or turn.now > running.deadline_s:
             turn.set_node(name, running=None)
-            turn.failed(name, f'{running.transition.value}: no answer in time')
+            why = 'was asked for, but did not begin' if unheard else 'no answer in time'
+            turn.failed(name, f'{running.transition.value}: {why}')
 
 
 def _check_kill(turn: Turn, key: str) -> ProcessMind:
@@ -333,7 +345,8 @@ def _plan_transition(turn: Turn, rule: ProcessRule) -> None:
             turn.next_id, turn.nodes[node.name].full_name, transition, int(timeout * 1000)
         )
         deadline = turn.now + timeout + ANSWER_S
-        turn.set_node(node.name, running=Running(turn.next_id, transition, deadline))
+        running = Running(turn.next_id, transition, turn.now, deadline)
+        turn.set_node(node.name, running=running)
         turn.next_id += 1
         turn.actions.append(Command(rule.board, order))
         return

@@ -114,6 +114,23 @@ def test_a_refused_transition_is_tried_again_with_a_growing_wait(world) -> None:
     assert world.state.nodes['compute'].failures == 0, 'forgotten once it is stable'
 
 
+def test_an_order_that_was_lost_on_the_way_is_given_again_soon(world) -> None:
+    world.lost_orders = 2
+    assert world.run_until(world.all_active, 20) < 5
+    assert world.kinds().count('node_failed') == 2
+    assert 'did not begin' in next(n.text for n in world.notes if n.kind == 'node_failed')
+    assert world.kills() == []
+
+
+def test_a_node_that_never_hears_is_latched(world) -> None:
+    world.lost_orders = 10**6
+    world.run(90)
+    assert all(world.state.nodes[name].latched for name in ('journal', 'bridge', 'compute')), (
+        'each process is asked apart'
+    )
+    assert world.kills() == []
+
+
 def test_a_node_that_refuses_to_activate_is_cleaned_up_before_the_next_try(world) -> None:
     world.refuse['compute', Transition.ACTIVATE] = 1
     world.run_until(world.all_active, 10)
