@@ -74,7 +74,6 @@ class StreamCounters:
     frames_resent: int = 0
     frames_closed: int = 0
     send_waits: int = 0
-    drops: int = 0
     source_done: int = 0
 
 
@@ -145,8 +144,8 @@ class FrameStream:
             frame.epoch = self.settings.epoch
         self._next_seq = head.next_seq
         self._first_sent = head.first_sent
-        for name, value in head.counters.items():
-            setattr(self.counters, name, value)
+        for name in StreamCounters.__slots__:
+            setattr(self.counters, name, head.counters.get(name, 0))
         self._source.open(head.cursor)
         if head.first_sent >= 0:
             # Sent again by the time-out or asked for by the compute board, whichever comes first.
