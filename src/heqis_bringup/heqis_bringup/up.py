@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from types import FrameType
 from heqis_bringup.ament import find_share
 from heqis_bringup.launch_file import LaunchPlan, load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
+from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError
 
 TARGETS = ('all', 'gateway', 'compute', 'replay')
@@ -24,8 +26,10 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXAMPLES = """examples:
   heqis up gateway bundle:=output/bundles/ID source:=file data:=prices/
   heqis up compute bundle:=output/bundles/ID
-  heqis up all namespace:=lab frames:=tcp://127.0.0.1:6555      a second graph beside the first
   heqis up all --show-args
+  ROS_DOMAIN_ID=2 heqis up all bundle:=DIR namespace:=lab state:=run/lab \\
+    frames:=tcp://127.0.0.1:6555 decisions:=tcp://127.0.0.1:6556 \\
+    requests:=tcp://127.0.0.1:6557 control:=tcp://127.0.0.1:6558   a second graph beside the first
 """
 
 
@@ -47,7 +51,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         '--show-args', action='store_true', help='list the launch arguments and end'
     )
     parser.add_argument(
-        '--log-dir', type=Path, default=Path('run/log'), help='of the runner; default %(default)s'
+        '--log-dir', type=Path, help="of the runner; default: log/TARGET in the state's folder"
     )
     parser.set_defaults(func=run)
 
@@ -68,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.show_args:
         print(describe_arguments(plan))
         return 0
+    check_bundle(plan)
     if not args.runner and ros2_launch_works():
         print(f'heqis up: {target} by ros2 launch', flush=True)
         # The time-outs make every process gone within 5 s, as with our own runner.
@@ -75,16 +80,50 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` would have it ignored
         os.execvp('ros2', ['ros2', 'launch', str(path), *words])
     why = 'as asked' if args.runner else 'no usable ros2 launch on this machine'
-    runner = LaunchRunner(plan.processes, args.log_dir, console=_console)
-    with stop_signals(lambda again: runner.stop(now=again)) as stopped:
+    log_dir = args.log_dir or log_folder(plan, target)
+    runner = LaunchRunner(plan.processes, log_dir, console=_console)
+    with only_one(log_dir), stop_signals(lambda again: runner.stop(now=again)) as stopped:
         print(
-            f'heqis up: {target} by the runner of HEQIS ({why}), logs in {args.log_dir}',
+            f'heqis up: {target} by the runner of HEQIS ({why}), logs in {log_dir}',
             flush=True,
         )
         with runner:
             while not runner.join(0.2):
                 pass
     return 0 if stopped() else 1
+
+
+def check_bundle(plan: LaunchPlan) -> None:
+    """Refuse a bundle that no node would take, before anything starts.
+
+    Raises ConfigError if none is named, BundleError if it is not sound.
+    """
+    if 'bundle' not in plan.values:
+        return
+    if not plan.values['bundle']:
+        raise ConfigError('no bundle: give bundle:=DIR, the folder that `heqis train` printed')
+    Bundle.load(plan.values['bundle'])
+
+
+def log_folder(plan: LaunchPlan, target: str) -> Path:
+    """Return the folder of logs and launch values: one for each state, or each namespace."""
+    state = plan.values.get('state') or Path('run') / plan.values['namespace']
+    return Path(state) / 'log' / target
+
+
+@contextmanager
+def only_one(log_dir: Path) -> Iterator[None]:
+    """Hold the folder of logs and launch values; raise ConfigError if another graph does."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    with (log_dir / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f'{log_dir}: a graph that runs keeps its logs here; give a second one its own '
+                'state:=, namespace:=, endpoints and ROS_DOMAIN_ID'
+            ) from error
+        yield
 
 
 def launch_path(target: str) -> Path:

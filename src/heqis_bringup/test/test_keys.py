@@ -42,3 +42,16 @@ def test_an_existing_key_is_never_replaced(tmp_path):
     with pytest.raises(LinkError, match='gateway'):
         run('gateway', '--dir', tmp_path)
     assert (tmp_path / 'gateway.key_secret').read_bytes() == before
+
+
+@pytest.mark.parametrize('name', ['', '../x', 'a b'])
+def test_a_name_that_is_no_file_name_is_refused(name, tmp_path):
+    with pytest.raises(LinkError, match='name of a board'):
+        run(name, '--dir', tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(LinkError, match='file/keys'):
+        run('gateway', '--dir', tmp_path / 'file' / 'keys')

@@ -13,7 +13,9 @@ import pytest
 
 from heqis_bringup import up
 from heqis_bringup.cli import entry_points, main
+from heqis_core.errors import ConfigError
 from heqis_core.testing import wait_until
+from heqis_core.testing_bundle import write_test_bundle
 
 PROGRAMS = {
     'heqis_gateway': ('gateway',),
@@ -51,9 +53,13 @@ def script(path: Path, body: str) -> None:
     path.chmod(0o755)
 
 
+def bundle(folder: Path) -> Path:
+    return write_test_bundle(folder / 'bundles')
+
+
 def heqis_up(machine: dict[str, str], folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, '-m', 'heqis_bringup.cli', 'up', *words],
+        [sys.executable, '-m', 'heqis_bringup.cli', 'up', *words, f'bundle:={bundle(folder)}'],
         env=machine,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -72,7 +78,8 @@ def test_a_ros2_launch_that_works_takes_over(machine: dict[str, str], tmp_path: 
     words = second.split()
     assert words[2] == 'launch'
     assert words[3].endswith('/launch/gateway.launch.yaml')
-    assert words[4:] == ['pace:=0', 'sigterm_timeout:=2', 'sigkill_timeout:=1.5']
+    given = ['pace:=0', f'bundle:={bundle(tmp_path)}']
+    assert words[4:] == [*given, 'sigterm_timeout:=2', 'sigkill_timeout:=1.5']
 
 
 @pytest.mark.parametrize('broken', [True, False])
@@ -95,7 +102,7 @@ def test_without_a_working_ros2_launch_the_runner_starts_the_processes_and_ends_
     names = {line.split('] ')[0] for line in lines[1:] if '__ns' in line}
     assert names == {'[compute', '[compute_agent'}
     assert rest.count('ended (signal 2)') == 2
-    assert '__ns:=/lab' in (tmp_path / 'run/log/compute.log').read_text()
+    assert '__ns:=/lab' in (tmp_path / 'run/lab/log/compute/compute.log').read_text()
 
 
 def test_the_runner_can_be_forced(machine: dict[str, str], tmp_path: Path) -> None:
@@ -123,6 +130,27 @@ def test_up_refuses_what_the_launch_file_does_not_know(
 ) -> None:
     assert main(['up', *words]) == 2
     assert text in capsys.readouterr().err
+
+
+def test_a_bundle_that_no_node_would_take_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(['up', 'compute']) == 2
+    assert 'bundle:=DIR' in capsys.readouterr().err
+    assert main(['up', 'compute', f'bundle:={tmp_path}']) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_second_graph_in_the_same_folder_is_refused_and_another_folder_is_free(
+    tmp_path: Path,
+) -> None:
+    with up.only_one(tmp_path / 'a'):
+        with pytest.raises(ConfigError, match='state:='), up.only_one(tmp_path / 'a'):
+            pass
+        with up.only_one(tmp_path / 'b'):
+            pass
+    with up.only_one(tmp_path / 'a'):
+        pass
 
 
 @pytest.mark.parametrize('target', up.TARGETS)

@@ -142,6 +142,7 @@ class ProcessMind:
     Attributes:
         beat: its last heartbeat.
         heard_s: when that came.
+        seen_by: identity of the agent that handed it on.
         began_s: when this start was first heard of.
         births: when new starts were first heard of, within the window of the rule.
         restarts: starts after the first, as far as anyone has seen.
@@ -154,6 +155,7 @@ class ProcessMind:
 
     beat: ProcessBeat | None = None
     heard_s: float = 0.0
+    seen_by: int = 0
     began_s: float = 0.0
     births: tuple[float, ...] = ()
     restarts: int = 0
@@ -174,6 +176,7 @@ class State:
         time_s: of the last update.
         since_s: of the first.
         boards: when the agent of each board was last heard.
+        agents: identity of the agent of each board, and since when it is this one.
         processes: by `board/process`.
         nodes: by name.
         hold: output must be held.
@@ -184,6 +187,7 @@ class State:
     time_s: float
     since_s: float
     boards: Mapping[str, float]
+    agents: Mapping[str, tuple[int, float]]
     processes: Mapping[str, ProcessMind]
     nodes: Mapping[str, NodeMind]
     hold: bool = False

@@ -27,6 +27,8 @@ GAP_S = 0.3
 """A supervisor or agent that was away for longer than this: nobody else was silent then."""
 AGENT_LEASE_S = 1.5
 """Silence of an agent until its board counts as out of reach."""
+FIND_S = 6.0
+"""Time for a new agent to find the processes of its board."""
 SETTLE_S = 1.0
 """Within this the heartbeats must show what a transition or a kill is said to have done."""
 
@@ -39,6 +41,7 @@ class Turn:
         self.now = time_s
         self.before = state
         self.boards = dict(state.boards)
+        self.agents = dict(state.agents)
         self.processes = dict(state.processes)
         self.nodes = dict(state.nodes)
         self.strangers = set(state.strangers)
@@ -92,15 +95,26 @@ class Turn:
         if message.board in self.rules.boards and not self.board_heard(message.board):
             self.note(Level.INFO, 'agent_up', message.board, 'its agent reports in')
         self.boards[message.board] = self.now
+        if self.agents.get(message.board, (0, 0.0))[0] != message.agent_id:
+            self.agents[message.board] = message.agent_id, self.now
         if isinstance(message, Beats):
             for beat in message.beats:
-                self._hear_beat(beat)
+                self._hear_beat(beat, message.agent_id)
         elif isinstance(message, Result):
             self._hear_result(message)
         else:
             assert isinstance(message, Hello)
 
-    def _hear_beat(self, beat: ProcessBeat) -> None:
+    def silence(self, rule: ProcessRule, lease_s: float) -> tuple[float, float]:
+        """Return for how long a process has been silent, and how long it may be."""
+        mind = self.processes[rule.key]
+        agent_id, since_s = self.agents[rule.board]
+        if mind.seen_by == agent_id:
+            return self.now - mind.heard_s, lease_s
+        # A new agent hears itself at once, but finds the others only after a while.
+        return self.now - max(mind.heard_s, since_s), max(lease_s, FIND_S)
+
+    def _hear_beat(self, beat: ProcessBeat, agent_id: int) -> None:
         key = f'{beat.board}/{beat.process}'
         rule = self.rules.processes.get(key)
         if rule is None:
@@ -115,7 +129,7 @@ class Turn:
         elif beat.count <= mind.beat.count:
             return
         restarts = max(self.processes[key].restarts, beat.restarts)
-        self.set_process(key, beat=beat, heard_s=self.now, restarts=restarts)
+        self.set_process(key, beat=beat, heard_s=self.now, seen_by=agent_id, restarts=restarts)
         for node in beat.nodes:
             name = node.name.rpartition('/')[2]
             if name in rule.nodes:
@@ -189,7 +203,8 @@ class Turn:
         if state != self.nodes[name].state:
             self.set_node(name, state=state, since_s=self.now)
         mind = self.nodes[name]
-        fallen = state in (NodeState.UNCONFIGURED, NodeState.INACTIVE, NodeState.FINALIZED)
+        # A finalized node is no failure yet: so ends every process that was told to.
+        fallen = state in (NodeState.UNCONFIGURED, NodeState.INACTIVE)
         if not self.rules.nodes[name].managed:
             return
         if mind.was_active and fallen and mind.running is None:

@@ -42,6 +42,9 @@ UNSEEN_S = 3.0
 """Time for a process to name its nodes."""
 
 
+ENDING_S = 3.0
+"""Time for a process whose nodes are finalized to end: that is how every clean stop looks."""
+
 NOT_BACK = 'killed, and nobody started it again; is respawn set in the launch file?'
 
 
@@ -51,6 +54,7 @@ def initial(rules: Rules, time_s: float) -> State:
         time_s=time_s,
         since_s=time_s,
         boards={},
+        agents={},
         processes={key: ProcessMind() for key in rules.processes},
         nodes={name: NodeMind() for name in rules.nodes},
     )
@@ -83,6 +87,7 @@ def update(
         time_s=time_s,
         since_s=state.since_s,
         boards=turn.boards,
+        agents=turn.agents,
         processes=turn.processes,
         nodes=turn.nodes,
         hold=hold,
@@ -138,8 +143,8 @@ def _judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
     trouble = mind.trouble
     busy = any(_busy(turn, turn.rules.nodes[name]) for name in rule.nodes)
     asked = any(turn.nodes[name].running for name in rule.nodes)
-    silent = turn.now - mind.heard_s
-    if silent > (rule.busy_lease_s if busy or asked else rule.lease_s):
+    silent, lease = turn.silence(rule, rule.busy_lease_s if busy or asked else rule.lease_s)
+    if silent > lease:
         trouble = trouble if trouble.startswith('lost') else f'lost: silent for {silent:.1f} s'
     elif trouble.startswith('lost'):
         trouble = ''  # it speaks again
@@ -216,7 +221,9 @@ def _hung(turn: Turn, rule: ProcessRule, busy: bool) -> str:
         return ''
     if not seen:
         return ''
-    still = turn.now - max(node.spin_moved_s for node in seen)
+    # Only heartbeats are evidence: time in which none came proves no standstill.
+    heard_s = turn.processes[rule.key].heard_s
+    still = heard_s - max(node.spin_moved_s for node in seen)
     return f'hung: its executor stands still for {still:.1f} s' if still > rule.hang_s else ''
 
 
@@ -249,6 +256,8 @@ def _judge_node(turn: Turn, rule: NodeRule) -> None:
         step, reason = Step.WARN, 'has not reported in yet'
         if turn.now - process.began_s > UNSEEN_S:
             reason = f'process {key} has no node of this name'
+    elif mind.state == NodeState.FINALIZED and turn.now - mind.since_s <= ENDING_S:
+        step, reason = Step.WARN, 'is finalized: its process is ending'
     elif mind.state == NodeState.FINALIZED:
         step, reason = Step.RESTART_PROCESS, 'is finalized; only a new process can bring it back'
         turn.set_process(key, trouble=f'{rule.name} {reason}')
@@ -270,7 +279,7 @@ def _judge_active(turn: Turn, rule: NodeRule, broken: tuple[str, ...]) -> tuple[
         # Input waits because somebody else, or nobody, takes it: no fault of this node.
         turn.set_node(rule.name, progress_moved_s=turn.now)
         return Step.NONE, ''
-    still = turn.now - mind.progress_moved_s
+    still = turn.processes[f'{rule.board}/{rule.process}'].heard_s - mind.progress_moved_s
     # What hangs on a stuck node stands still too, and must not be found first.
     if mind.pending == 0 or still <= rule.progress_s + rule.depth * DEPTH_S:
         return Step.NONE, ''

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from rclpy.duration import Duration
+
 from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions
 from heqis_core.errors import JournalError, WireError
@@ -33,9 +35,14 @@ from heqis_supervisor.risk_gate import EventClock, GateState, judge
 from heqis_supervisor.store import Store
 
 REPORT_S = 0.1
-WAIT_FOR_GATEWAY_S = 1.5
-WAIT_FOR_OTHERS_S = 0.3
+WAIT_FOR_GATEWAY_S = 10.0
+"""Without a gateway there is nothing to do; after a kill it may take seconds to find it."""
+WAIT_FOR_OTHERS_S = 1.0
 """After a start, readers that are there already get this long to find the new publishers."""
+SETTLE_S = 0.2
+"""A publisher knows a reader a moment before that reader knows it."""
+ACK_WAIT = Duration(nanoseconds=20_000_000)
+"""Readers acknowledge some 5 ms after the last message."""
 _KILL_SWITCH = 'kill_switch'
 
 
@@ -50,7 +57,7 @@ class RiskGateNode(ManagedNode):
         self._store = store
         self._gate = GateState()
         self._event_clock = EventClock()
-        self._activated_s = self._found_s = 0.0
+        self._activated_s = self._gateway_s = self._reader_s = 0.0
 
     def configure(self, params: Any) -> None:
         """Open the journal and the ports; the kill switch is as it was left."""
@@ -74,7 +81,7 @@ class RiskGateNode(ManagedNode):
         """Begin to let decisions through."""
         self._event_clock = EventClock()
         self._event_clock.resume(self._store.newest())
-        self._activated_s = self._found_s = time.monotonic()
+        self._activated_s = self._gateway_s = self._reader_s = time.monotonic()
         self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
 
     def deactivate(self) -> None:
@@ -133,6 +140,9 @@ class RiskGateNode(ManagedNode):
     def _report(self) -> None:
         self._store.check()
         self._listen()
+        republished = self._store.counters['republished']
+        if republished > self.vitals.counters().get('republished', 0):
+            self.get_logger().warning(f'{republished} frames were published once more')
         for name, value in self._store.counters.items():
             self.set_counter(name, value)
         self.set_counter('kill_switch', int(self._gate.kill_switch))
@@ -154,10 +164,17 @@ class RiskGateNode(ManagedNode):
         """Whether those who listened before this start have found it, or had the time to."""
         now_s = time.monotonic()
         if not self._committed.get_subscription_count():
-            self._found_s = now_s
+            self._gateway_s = now_s
             return now_s - self._activated_s > WAIT_FOR_GATEWAY_S
-        found = self._signals.get_subscription_count() > 0
-        return found or now_s - self._found_s > WAIT_FOR_OTHERS_S
+        if not self._signals.get_subscription_count():
+            self._reader_s = now_s
+        heard = now_s - self._reader_s > SETTLE_S or now_s - self._gateway_s > WAIT_FOR_OTHERS_S
+        return heard and now_s - self._gateway_s > SETTLE_S
+
+    def acknowledged(self) -> bool:
+        """Whether every reader has received what was published."""
+        topics = (self._signals, self._decisions)
+        return all(topic.wait_for_all_acked(ACK_WAIT) for topic in topics)
 
     def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
         """Publish what is durable: new frames whole, of the others that they are."""

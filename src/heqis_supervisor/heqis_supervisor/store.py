@@ -29,6 +29,8 @@ FLUSH_S = 0.1
 """Idle time after which the last commit's time and the published mark are written."""
 RETRY_S = 0.5
 """Wait after the journal refused to be written."""
+ASK_S = 0.25
+"""Time between two questions whether readers have received everything."""
 READY_S = 0.02
 """Wait between two looks whether old frames can be published."""
 _SIDE_BATCH = 256
@@ -42,6 +44,9 @@ class Gate(Protocol):
 
     def ready(self) -> bool:
         """Whether those that should hear what is published are there."""
+
+    def acknowledged(self) -> bool:
+        """Whether every reader has received what was published."""
 
     def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
         """Publish frames that are durable; return False if that was not possible."""
@@ -83,6 +88,8 @@ class Store:
         self._events: deque[Event] = deque(maxlen=1024)
         self._settings: deque[_Setting] = deque()
         self._behind = False
+        self._sent: int | None = None
+        self._ask_s = 0.0
         self._clear()
 
     def _clear(self) -> None:
@@ -159,6 +166,9 @@ class Store:
     def detach(self) -> None:
         """Publish nothing more; decisions that wait are dropped, their frames stay open."""
         with self._stepping, self._wake:
+            if self._journal is not None and self._gate is not None:
+                self._ask_s = 0.0
+                self._note_received(self._journal, self._gate)
             self._gate = None
             self._decisions.clear()
 
@@ -251,6 +261,8 @@ class Store:
         """Do what is there to do once; return False if the journal refused it."""
         assert self._journal is not None
         try:
+            if self._gate is not None:
+                self._note_received(self._journal, self._gate)
             if idle:
                 self._journal.flush()
             else:
@@ -283,8 +295,18 @@ class Store:
             if not gate.publish_frames(frames, [True] * len(frames)):
                 return
             self.counters['republished'] += len(frames)
-            journal.mark_published()
+            self._sent = journal.position
         self._behind = False
+
+    def _note_received(self, journal: Journal, gate: Gate) -> None:
+        # What no reader has acknowledged dies with this process: until then it is not published.
+        now_s = time.monotonic()
+        if self._sent is None or now_s < self._ask_s:
+            return
+        self._ask_s = now_s + ASK_S
+        if gate.acknowledged():
+            journal.mark_published(self._sent)
+            self._sent = None
 
     def _commit(self, journal: Journal) -> None:
         gate = self._gate
@@ -311,7 +333,7 @@ class Store:
         self.counters['frames'] += sum(new)
         self.counters['duplicates'] += len(new) - sum(new)
         if gate.publish_frames(judged, new):
-            journal.mark_published()
+            self._sent = journal.position
         else:
             self._behind = True
 

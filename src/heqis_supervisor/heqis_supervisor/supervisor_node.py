@@ -72,6 +72,7 @@ class SupervisorNode(ManagedNode):
         state = initial(self._rules, time.monotonic())
         self._told_s = looked_s = float('-inf')
         self._levels: list[Level] = []
+        self._unsent: list[int] = []
         while not stop.is_set():
             state = self._turn(state, self._gather(stop))
             for beat in self._ears.take():
@@ -102,20 +103,14 @@ class SupervisorNode(ManagedNode):
         return tuple(messages)
 
     def _turn(self, state: State, messages: tuple[FromAgent, ...]) -> State:
-        state, actions = update(self._rules, time.monotonic(), state, Facts(messages))
-        unsent = []
+        facts = Facts(messages, unsent=tuple(self._unsent))
+        self._unsent.clear()
+        state, actions = update(self._rules, time.monotonic(), state, facts)
         for action in actions:
             if isinstance(action, Note):
                 self._note(action)
             elif not self._command(action):
-                unsent.append(action.message.id)
-        if unsent:
-            state, actions = update(
-                self._rules, time.monotonic(), state, Facts(unsent=tuple(unsent))
-            )
-            for action in actions:
-                if isinstance(action, Note):
-                    self._note(action)
+                self._unsent.append(action.message.id)
         self.hold = state.hold
         self.progress()
         return state

@@ -78,6 +78,9 @@ class World:
     configure_s: float = 0.3
     activate_s: float = 0.02
     processes: dict[str, SimProcess] = field(default_factory=dict)
+    agent_ids: dict[str, int] = field(default_factory=dict)
+    finds_s: dict[str, float] = field(default_factory=dict)
+    """When the agent of a board hears others than itself."""
     cut: set[str] = field(default_factory=set)
     """Boards whose agent says nothing."""
     refuse: dict[tuple[str, Transition], int] = field(default_factory=dict)
@@ -90,6 +93,7 @@ class World:
     notes: list[Note] = field(default_factory=list)
     state: State | None = None
     _mail: deque = field(default_factory=deque)
+    _unsent: list[int] = field(default_factory=list)
     _beat_due: float = 0.0
     _supervisor_away: bool = False
     cleared: tuple[str, ...] = ()
@@ -112,6 +116,7 @@ class World:
 
     def restart_supervisor(self) -> None:
         self.state = None
+        self._unsent.clear()
 
     # --- time ---
 
@@ -141,8 +146,9 @@ class World:
     def supervise(self, facts: Facts) -> None:
         if self.state is None:
             self.state = initial(self.rules, self.now)
+        facts = replace(facts, unsent=tuple(self._unsent))
+        self._unsent.clear()
         self.state, actions = update(self.rules, self.now, self.state, facts)
-        unsent = []
         for action in actions:
             if isinstance(action, Note):
                 self.notes.append(action)
@@ -150,16 +156,11 @@ class World:
             self.check(action)
             self.commands.append((self.now, action))
             if action.board in self.cut:
-                unsent.append(action.message.id)
+                self._unsent.append(action.message.id)
             elif isinstance(action.message, Kill):
                 self._kill(action.board, action.message)
             else:
                 self._order(action.board, action.message)
-        if unsent:
-            self.state, more = update(
-                self.rules, self.now, self.state, Facts(unsent=tuple(unsent))
-            )
-            assert not any(isinstance(action, Command) for action in more)
 
     def check(self, command: Command) -> None:
         """Overridden by tests that watch every command."""
@@ -202,11 +203,14 @@ class World:
         for board in self.rules.boards:
             if board in self.cut:
                 continue
-            self._post(Hello(board, 1, 'h', 'b', 1))
+            agent_id = self.agent_ids.setdefault(board, 1)
+            self._post(Hello(board, agent_id, 'h', 'b', 1))
             for process in self.processes.values():
                 if process.key.startswith(f'{board}/') and process.alive and not process.stopped:
                     process.count += 1
-                    self._post(Beats(board, 1, (self._process_beat(process),)))
+                    found = self.now >= self.finds_s.get(board, 0.0) or 'agent' in process.key
+                    if found:
+                        self._post(Beats(board, agent_id, (self._process_beat(process),)))
 
     def _process_beat(self, process: SimProcess) -> ProcessBeat:
         board, _, name = process.key.partition('/')
@@ -245,7 +249,15 @@ class World:
             Transition.CLEANUP: NodeState.INACTIVE,
         }[order.transition]
         if node.state != start:
-            self._post(Result(order.id, board, 1, False, f'not possible from {node.state.name}'))
+            self._post(
+                Result(
+                    order.id,
+                    board,
+                    self.agent_ids.get(board, 1),
+                    False,
+                    f'not possible from {node.state.name}',
+                )
+            )
             return
         takes = self.configure_s if order.transition == Transition.CONFIGURE else self.activate_s
         node.state, node.until_s = NodeState.TRANSITIONING, self.now + takes
@@ -266,18 +278,35 @@ class World:
             node.info = 'refused by the test'
         board = process.key.partition('/')[0]
         if board not in self.cut:
-            self._post(Result(order.id, board, 1, ok, '' if ok else 'refused', node.state))
+            self._post(
+                Result(
+                    order.id,
+                    board,
+                    self.agent_ids.get(board, 1),
+                    ok,
+                    '' if ok else 'refused',
+                    node.state,
+                )
+            )
 
     def _kill(self, board: str, order: Kill) -> None:
         process = self.processes[f'{board}/{order.process}']
         if process.key in self.kill_fails:
-            self._post(Result(order.id, board, 1, False, 'not permitted'))
+            self._post(
+                Result(order.id, board, self.agent_ids.get(board, 1), False, 'not permitted')
+            )
             return
         if order.start_id == process.start_id and process.alive:
             self.die(process.key)
-        self._post(Result(order.id, board, 1, True, f'killed {order.pid}'))
+        self._post(
+            Result(order.id, board, self.agent_ids.get(board, 1), True, f'killed {order.pid}')
+        )
 
     # --- faults ---
+
+    def restart_agent(self, board: str, finds_after_s: float) -> None:
+        self.agent_ids[board] = self.agent_ids.get(board, 1) + 1
+        self.finds_s[board] = self.now + finds_after_s
 
     def die(self, key: str) -> None:
         process = self.processes[key]

@@ -278,6 +278,14 @@ def test_a_finalized_node_needs_a_new_process(world) -> None:
     world.run_until(world.all_active, 5)
 
 
+def test_a_process_that_ends_in_good_order_is_not_killed(world) -> None:
+    up(world)
+    world.node('compute').state = NodeState.FINALIZED
+    world.run(2)
+    assert world.kills() == []
+    assert health(world, 'node/compute').level == Level.WARN
+
+
 def test_a_process_that_dies_again_and_again_is_latched(world) -> None:
     up(world)
     for _ in range(9):
@@ -353,6 +361,22 @@ def test_a_lost_agent_is_the_cause_and_nothing_on_its_board_is_killed(world) -> 
     world.run(5)
     assert world.commands == []
     assert health(world, 'node/compute').level == Level.INFO
+
+
+def test_a_new_agent_gets_the_time_to_find_its_processes(world) -> None:
+    up(world)
+    world.restart_agent('compute', finds_after_s=4.0)
+    world.run(10)
+    assert world.commands == []
+    world.processes['compute/compute'].stopped = True
+    assert world.run_until(lambda: world.kills() == ['compute/compute'], 5) < 1.0
+
+
+def test_a_process_that_stopped_while_its_agent_was_new_is_killed_too(world) -> None:
+    up(world)
+    world.processes['compute/compute'].stopped = True
+    world.restart_agent('compute', finds_after_s=0.5)
+    assert 5 < world.run_until(lambda: world.kills() == ['compute/compute'], 10) < 7
 
 
 def test_the_supervisor_does_not_kill_itself(world) -> None:
@@ -434,7 +458,7 @@ def test_update_is_pure(world) -> None:
 
 EXAMPLES = int(os.environ.get('HEQIS_POLICY_EXAMPLES', '30'))
 FAULTS = st.sampled_from(
-    ['die', 'stop', 'hang', 'cut', 'uncut', 'fall', 'refuse', 'restart', 'wait', 'away']
+    ['die', 'stop', 'hang', 'cut', 'uncut', 'fall', 'refuse', 'restart', 'wait', 'away', 'agent']
 )
 SCRIPT = st.lists(st.tuples(FAULTS, st.integers(0, 99), st.floats(0.05, 4.0)), max_size=12)
 
@@ -501,6 +525,8 @@ def test_whatever_happens_no_healthy_process_is_killed_and_all_comes_back(
             )
         elif fault == 'restart':
             world.restart_supervisor()
+        elif fault == 'agent':
+            world.restart_agent(['gateway', 'compute'][which % 2], finds_after_s=pause)
         elif fault == 'away':
             world._supervisor_away = True
             world.run(pause)

@@ -215,6 +215,10 @@ def test_a_journal_that_is_taken_is_refused_with_the_reason(around, path) -> Non
     assert gate.trigger_configure() == Result.SUCCESS
 
 
+def log(path: Path) -> str:
+    return (path.parent / 'journal.log').read_text()
+
+
 @pytest.mark.graph
 def test_killed_in_the_middle_no_frame_is_lost_or_doubled(around, frame, path, start) -> None:
     """The observer is the gateway: it sends open frames until it hears that they are durable."""
@@ -238,7 +242,10 @@ def test_killed_in_the_middle_no_frame_is_lost_or_doubled(around, frame, path, s
         around.graph.spin_for(0.02)
         return not open_frames
 
-    around.graph.spin_until(pump, 90, 'every frame is durable')
+    try:
+        around.graph.spin_until(pump, 60, 'every frame is durable')
+    except AssertionError:
+        pytest.fail(f'{len(open_frames)} frames open, kills {kills}; ' + log(path))
     assert kills == 3
 
     def unheard() -> set[int]:
@@ -247,7 +254,7 @@ def test_killed_in_the_middle_no_frame_is_lost_or_doubled(around, frame, path, s
     try:
         around.graph.spin_until(lambda: not unheard(), 10)
     except AssertionError:
-        pytest.fail(f'signals that nobody heard: {sorted(unheard())}')
+        pytest.fail(f'signals that nobody heard: {sorted(unheard())}; ' + log(path))
     process.terminate()
     assert process.wait(5) == 0
     with Journal.open(path, read_only=True) as journal:

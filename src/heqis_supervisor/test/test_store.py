@@ -29,6 +29,7 @@ class Recorder:
         self.durable_at_publication: list[bool] = []
         self.listening = True
         self.works = True
+        self.received = True
         self.judged = 0
         self.block = threading.Event()
         self.block.set()
@@ -40,6 +41,9 @@ class Recorder:
 
     def ready(self) -> bool:
         return self.listening
+
+    def acknowledged(self) -> bool:
+        return self.received
 
     def publish_frames(self, decisions: Sequence[Decisions], new: Sequence[bool]) -> bool:
         with Journal.open(self.path, read_only=True) as journal:
@@ -124,6 +128,27 @@ def test_what_was_not_published_is_published_at_the_next_start(path: Path, make)
     store.close()
     with Journal.open(path) as journal:
         assert journal.unpublished() == []
+
+
+def test_what_no_reader_has_acknowledged_is_published_again_after_a_kill(
+    path: Path, store: Store, gate: Recorder, make
+) -> None:
+    store.attach(gate, batch=8, queue=1000)
+    store.put_decisions(make(1))
+    until(lambda: len(gate.published) == 1)
+    until(lambda: mark(path) == '1')
+    gate.received = False
+    store.put_decisions(make(2))
+    until(lambda: len(gate.published) == 2)
+    store.set_meta('some', 'thing')
+    assert mark(path) == '1'
+    gate.received = True
+    until(lambda: mark(path) == '2')
+
+
+def mark(path: Path) -> str | None:
+    with Journal.open(path, read_only=True) as journal:
+        return journal.get_meta('published')
 
 
 def test_frames_whose_publication_failed_are_published_later(

@@ -152,7 +152,8 @@ def test_a_killed_agent_comes_back_and_nothing_else_is_touched(real_graph) -> No
     up(real_graph)
     real_graph.signal('compute_agent', signal.SIGKILL)
     back(real_graph, 'compute/agent')
-    assert untouched(real_graph, 'compute/brain', 'gateway/store')
+    log = (real_graph.folder / 'supervisor.log').read_text()
+    assert untouched(real_graph, 'compute/brain', 'gateway/store'), log
     real_graph.signal('brain', signal.SIGSTOP)
     real_graph.until(
         lambda: 'killed compute/brain' in kinds(real_graph), 10, 'the new agent obeys'

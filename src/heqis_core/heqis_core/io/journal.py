@@ -206,9 +206,14 @@ class Journal(JournalReader):
         added, self._next_id = next_id - self._next_id, next_id
         return added
 
-    def mark_published(self) -> None:
-        """Note that every frame committed so far is published; written with the next commit."""
-        self._published = self._next_id - 1
+    @property
+    def position(self) -> int:
+        """Return the number of the last frame that was committed; it only grows."""
+        return self._next_id - 1
+
+    def mark_published(self, position: int | None = None) -> None:
+        """Note that frames up to a position (or all) are published; written at the next commit."""
+        self._published = self.position if position is None else position
 
     def flush(self) -> None:
         """Write the time of the last commit and the published mark now, if that is still to do."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,11 +99,17 @@ def optional_security(
 def write_keys(folder: str | Path, name: str) -> tuple[Path, Path]:
     """Make a key pair: `<name>.key` (public, for the peer) and `<name>.key_secret` (0600, stays).
 
-    Raises LinkError if one of the files exists already.
+    Raises LinkError if one of the files exists already, cannot be written, or for a name that is
+    not letters, digits, `_` and `-`.
     """
+    if not re.fullmatch(r'[A-Za-z0-9_-]+', name):
+        raise LinkError(f'{name!r} is no name of a board; use letters, digits, _ and -')
     public, secret = (key.decode() for key in zmq.curve_keypair())
     base = Path(folder)
-    base.mkdir(parents=True, exist_ok=True)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise LinkError(f'{base}: cannot be made: {exc}; choose another folder') from exc
     paths = base / f'{name}.key', base / f'{name}.key_secret'
     pair = f'    public-key = "{public}"\n'
     texts = (
@@ -117,6 +124,8 @@ def write_keys(folder: str | Path, name: str) -> tuple[Path, Path]:
             raise LinkError(
                 f'{path}: exists already; remove it first if its key is to be replaced'
             ) from exc
+        except OSError as exc:
+            raise LinkError(f'{path}: cannot be written: {exc}; choose another folder') from exc
     return paths
 
 
