@@ -57,9 +57,14 @@ def bundle(folder: Path) -> Path:
     return write_test_bundle(folder / 'bundles')
 
 
-def heqis_up(machine: dict[str, str], folder: Path, *words: str) -> subprocess.Popen[str]:
+def heqis_up(
+    machine: dict[str, str], folder: Path, target: str, *words: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, '-m', 'heqis_bringup.cli', 'up', *words, f'bundle:={bundle(folder)}'],
+        [
+            *(sys.executable, '-m', 'heqis_bringup.cli', 'up', target),
+            *(f'bundle:={bundle(folder)}', *words),
+        ],
         env=machine,
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -78,7 +83,7 @@ def test_a_ros2_launch_that_works_takes_over(machine: dict[str, str], tmp_path: 
     words = second.split()
     assert words[2] == 'launch'
     assert words[3].endswith('/launch/gateway.launch.yaml')
-    given = ['pace:=0', f'bundle:={bundle(tmp_path)}']
+    given = [f'bundle:={bundle(tmp_path)}', 'pace:=0']
     assert words[4:] == [*given, 'sigterm_timeout:=2', 'sigkill_timeout:=1.5']
 
 
