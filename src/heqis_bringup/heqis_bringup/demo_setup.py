@@ -15,8 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from heqis_bringup.launch_runner import in_child
-from heqis_core.errors import ConfigError, HeqisError
+from heqis_core.bundle import Bundle
+from heqis_core.errors import ConfigError, DataError, HeqisError
+from heqis_core.io.files import load_bars
 
 SIMULATED_BARS = 1500
 """Event times of a simulated market that a demo trains on; the graph streams what follows."""
@@ -33,6 +37,23 @@ class DataChoice:
     path: Path | None
     symbols: int
     seed: int
+
+
+def check_data(data: DataChoice, bundle: Bundle) -> None:
+    """Read the files once before the graph does; raise DataError if nothing is left to decide."""
+    if data.path is None:
+        return
+    table, _ = load_bars(data.path)
+    until_ns = bundle.manifest.trained_until_ns
+    if table.event_time_ns[-1] <= until_ns:
+        last, until = (
+            np.datetime64(int(ns), 'ns').astype('datetime64[s]')
+            for ns in (table.event_time_ns[-1], until_ns)
+        )
+        raise DataError(
+            f'{data.path}: its last bar is of {last} UTC, bundle {bundle.bundle_id} was trained '
+            f'until {until} UTC: give later bars, or train on these (without a bundle)'
+        )
 
 
 def training_command(data: DataChoice, out: Path, epochs: int | None) -> list[str]:

@@ -14,6 +14,7 @@ from heqis_bringup.cli import main
 from heqis_bringup.course import QUICK_ENDS, START_LIMIT_S, Course, expected_nodes
 from heqis_bringup.demo_setup import (
     DataChoice,
+    check_data,
     choose_domain,
     free_endpoints,
     train,
@@ -22,8 +23,10 @@ from heqis_bringup.demo_setup import (
 from heqis_bringup.graph_state import GraphState
 from heqis_bringup.launch_file import load_launch
 from heqis_bringup.launch_runner import ProcessView
+from heqis_core.bundle import Bundle
 from heqis_core.control import NodeBeat, ProcessBeat
-from heqis_core.errors import ConfigError, HeqisError
+from heqis_core.errors import ConfigError, DataError, HeqisError
+from heqis_core.testing_bundle import write_test_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNNING = [ProcessView('gateway', 1, 0, None, ())]
@@ -199,3 +202,20 @@ def needs_installed_commands() -> None:
 
     if not {'demo', 'up'} <= set(entry_points()):
         pytest.skip('the workspace is not built and sourced: no entry points')
+
+
+def test_data_is_read_once_before_the_graph_starts(tmp_path: Path) -> None:
+    path = tmp_path / 'A.csv'
+    path.write_text('date,open,high,low,close\n2024-01-02,1,1,1,1\n2024-01-03,1,1,1,1\n')
+    data = DataChoice(path, 8, 7)
+    day_ns = 86_400_000_000_000
+    last_ns = 1_704_265_200_000_000_000  # 2024-01-03 15:00 in Shanghai
+    early = Bundle.load(write_test_bundle(tmp_path / 'a', trained_until_ns=last_ns - day_ns))
+    check_data(data, early)
+    late = Bundle.load(write_test_bundle(tmp_path / 'b', trained_until_ns=last_ns))
+    with pytest.raises(DataError, match=r'A\.csv.*2024-01-03T07:00:00 UTC.*trained until'):
+        check_data(data, late)
+    path.write_text('a,b\n1,2\n')
+    with pytest.raises(DataError, match=r'A\.csv'):
+        check_data(data, early)
+    check_data(DataChoice(None, 8, 7), late)
