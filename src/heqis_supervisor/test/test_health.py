@@ -52,7 +52,7 @@ def test_a_fault_is_never_ok_and_shows_in_time(world, fault: str) -> None:
     else:
         world.cut.add('compute')
     took = world.run_until(lambda: parts(world)['node/compute'].level == Level.ERROR, 30)
-    limits = {'hang': 3.5, 'stuck': 18.5, 'cut': 1.7}
+    limits = {'hang': 3.5, 'stuck': 18.5, 'cut': 1.7, 'finalize': 3.5}
     assert took < limits.get(fault, 1.0)
     for _ in range(100):
         world.tick()
