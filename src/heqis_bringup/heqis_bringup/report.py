@@ -106,11 +106,13 @@ def build_report(
 
 
 def _distinct_frames(state: GraphState, journal: JournalFigures) -> int:
-    # A frame may arrive again, and after a restart nobody knows what the start before had seen:
-    # then the journal is the proof.
-    if any(name in state.nodes and state.restarts(name) for name in ('gateway', 'compute')):
-        return journal.counts.get('frames', 0)
-    return state.total('frames_received', 'compute') - state.total('frames_duplicate', 'compute')
+    # After a restart frames arrive again, and nobody knows what the start before had seen. What
+    # was sent bounds the number from above, what is durable from below.
+    arrived = state.total('frames_received', 'compute') - state.total(
+        'frames_duplicate', 'compute'
+    )
+    sent = state.total('frames_sent', 'gateway')
+    return max(journal.counts.get('frames', 0), min(arrived, sent))
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
