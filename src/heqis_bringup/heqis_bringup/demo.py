@@ -29,13 +29,13 @@ from heqis_bringup.demo_setup import (
     train,
     training_command,
 )
-from heqis_bringup.graph_state import GraphState
 from heqis_bringup.launch_file import load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
 from heqis_bringup.table import Screen, plain_line, render
 from heqis_bringup.up import launch_path, stop_signals
 from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError, HeqisError, JournalError
+from heqis_core.graph_state import GraphState
 from heqis_core.io.journal import Journal
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heqis_bringup.graph_state import GraphState
 from heqis_bringup.table import process_of
+from heqis_core.graph_state import GraphState
 
 
 @dataclass(frozen=True)

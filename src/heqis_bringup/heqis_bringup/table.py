@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from heqis_bringup.graph_state import GraphState
+from heqis_core.graph_state import GraphState
 
 _FLOW = (
     ('bars in', 'bars_in', ('gateway',)),

@@ -79,13 +79,13 @@ def test_what_is_published_arrives_in_the_state(graph: SimpleNamespace) -> None:
     wait_until(lambda: state.total('bars_in', 'gateway') == 20, 10, 'the second heartbeat')
     wait_until(lambda: bool(state.latency_us()), 10, 'the stamps')
     wait_until(lambda: bool(state.signals and state.errors), 10, 'signal and event')
-    wait_until(lambda: bool(graph.monitor.diagnostics), 10, 'diagnostics')
+    wait_until(lambda: bool(state.diagnostics), 10, 'diagnostics')
     view = state.nodes['gateway']
     assert (view.info, view.pending, dict(view.stages_us)) == ('file', 2, {'features': 7})
     assert state.latency_us()['ingest_to_signal'] == (3.0, 3.0)
     assert list(state.signals) == [('A', 'SELL', -0.5)]
     assert list(state.errors) == ['s k u: t']
-    assert graph.monitor.diagnostics == {'heqis: compute': (1, 'slow')}
+    assert state.diagnostics == {'heqis: compute': (1, 'slow')}
 
 
 def test_a_closed_monitor_keeps_its_state_and_hears_no_more(graph: SimpleNamespace) -> None:

@@ -3,7 +3,7 @@
 
 Every listener on `heartbeat` gets the heartbeats of every process. Waking an executor for each
 of them costs more than everything else that an idle process does, so these are taken by a thread
-or timer of the listener's own, all at once, and only those wanted are deserialized.
+or timer of the listener's own (see `inbox`), and only those wanted are deserialized.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import rclpy
-from rclpy.parameter import Parameter
-from rclpy.serialization import deserialize_message
-
 from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos
+from heqis_ros.inbox import Inbox
 
 if TYPE_CHECKING:
     from heqis_ros.node import ManagedNode
@@ -31,35 +28,17 @@ class Ears:
 
     def __init__(self, owner: ManagedNode, wanted: Wanted) -> None:
         """Listen in the namespace of `owner`; `close` it in the owner's cleanup."""
-        name = f'{owner.get_name()}_ears'
         self._wanted = wanted
-        self._node = rclpy.create_node(
-            name,
-            context=owner.context,
-            # Its own name even under a global `__node` remap.
-            cli_args=['--ros-args', '-r', f'__node:={name}'],
-            namespace=owner.get_namespace(),
-            start_parameter_services=False,
-            enable_rosout=False,
-            parameter_overrides=[Parameter('start_type_description_service', value=False)],
-        )
-        self._subscription = self._node.create_subscription(
-            Heartbeat, 'heartbeat', lambda _: None, qos.HEARTBEAT, raw=True
-        )
+        self._inbox = Inbox(owner, f'{owner.get_name()}_ears')
+        self._beats = self._inbox.listen(Heartbeat, 'heartbeat', qos.HEARTBEAT)
 
     def take(self) -> list[Heartbeat]:
         """Return the wanted heartbeats that came since the last call, oldest first."""
-        found = []
-        handle = self._subscription.handle
-        with handle:
-            while (taken := handle.take_message(Heartbeat, True)) is not None:
-                if self._wanted(*heartbeat_source(taken[0])):
-                    found.append(deserialize_message(taken[0], Heartbeat))
-        return found
+        return self._beats.take(lambda data: self._wanted(*heartbeat_source(data)))
 
     def close(self) -> None:
         """Stop listening."""
-        self._node.destroy_node()
+        self._inbox.close()
 
 
 def heartbeat_source(data: bytes) -> tuple[str, str]:

@@ -18,8 +18,15 @@ LATENCY_FRAMES = 4096
 SILENT_S = 2.0
 """A node that was not heard for this long counts as lost."""
 
-GAUGES = frozenset({'frames_open', 'holding', 'source_done'})
+GAUGES = frozenset({'frames_open', 'hold', 'holding', 'kill_switch', 'source_done'})
 """Counters that say how things are now, not how often something happened."""
+LOSSES = frozenset(
+    {
+        *('bad_messages', 'drops', 'events_dropped', 'link_dropped', 'overflow'),
+        *('predictions_dropped', 'publish_failed', 'queue_dropped'),
+    }
+)
+"""Counters of what a queue of a node refused or let go."""
 RESUMING_NODES = frozenset({'gateway'})
 """Nodes whose counters go on from a checkpoint when their process starts again."""
 
@@ -53,9 +60,14 @@ class NodeView:
     heard_s: float = 0.0
     _before: dict[str, int] = field(default_factory=dict)
 
-    def state_name(self, now_s: float) -> str:
+    @property
+    def drops(self) -> int:
+        """Return how much its queues have let go."""
+        return sum(n for name, n in self.counters.items() if name in LOSSES)
+
+    def state_name(self, now_s: float, silent_s: float = SILENT_S) -> str:
         """Return the state in lower case, `lost` for a node that is no longer heard."""
-        return 'lost' if now_s - self.heard_s > SILENT_S else self.state.name.lower()
+        return 'lost' if now_s - self.heard_s > silent_s else self.state.name.lower()
 
     def began_anew(self) -> None:
         """Note that the process started again: what it counts from zero adds to what was."""
@@ -78,11 +90,24 @@ class _Process:
     count: int = -1
     restarts: int = 0
     pid: int = 0
+    hold: bool = False
     old_starts: deque[int] = field(default_factory=lambda: deque(maxlen=_KEEP_STARTS))
 
 
 class GraphState:
-    """Everything that the live table and the report show; one thread writes, another may read."""
+    """Everything that the live table, the report and the dashboard show of a graph's health.
+
+    One thread writes, others may read.
+
+    Attributes:
+        nodes: every node heard of, by name.
+        texts, errors: the last events, and those of level ERROR, as one line each.
+        error_count: events of level ERROR.
+        signals: the last released signals: symbol, action, score.
+        symbols: every symbol that had a signal.
+        first_signal_s: when the first came.
+        diagnostics: level and message of each part that the supervisor reports on.
+    """
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeView] = {}
@@ -92,6 +117,7 @@ class GraphState:
         self.signals: deque[tuple[str, str, float]] = deque(maxlen=8)
         self.symbols: set[str] = set()
         self.first_signal_s: float | None = None
+        self.diagnostics: dict[str, tuple[Level, str]] = {}
         self._processes: dict[tuple[str, str], _Process] = {}
         self._stamps = np.zeros((LATENCY_FRAMES, N_STAGES), np.int64)
         self._n_frames = 0
@@ -113,7 +139,7 @@ class GraphState:
                     view.began_anew()
         if beat.count <= process.count:
             return False
-        process.count, process.pid = beat.count, beat.pid
+        process.count, process.pid, process.hold = beat.count, beat.pid, beat.hold
         for node in beat.nodes:
             name = node.name.rpartition('/')[2]
             if name not in self.nodes:
@@ -141,14 +167,32 @@ class GraphState:
             self.errors.append(text)
             self.error_count += 1
 
+    def diagnosed(self, name: str, level: Level, message: str) -> None:
+        """Take what the supervisor reports on one part."""
+        self.diagnostics[name] = (level, message)
+
+    @property
+    def hold(self) -> bool:
+        """Whether the supervisor says that output must be held."""
+        return any(process.hold for process in list(self._processes.values()))
+
     def restarts(self, name: str) -> int:
-        """Return how often the process of a node was seen to begin anew."""
+        """Return how often the process of a node began anew.
+
+        It is what was seen here, or what the supervisor counts if that is more: it may be older.
+        """
         view = self.nodes[name]
-        return self._processes[(view.board, view.process)].restarts
+        process = self._processes[(view.board, view.process)]
+        return max(process.restarts, self.total(f'restarts.{view.board}/{view.process}'))
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a node as its last heartbeat says."""
+        view = self.nodes[name]
+        return self._processes[(view.board, view.process)].pid
 
     def total(self, counter: str, *nodes: str) -> int:
         """Return a counter summed over the named nodes, or over all."""
-        views = [self.nodes[n] for n in nodes if n in self.nodes] if nodes else self.nodes.values()
+        views = [self.nodes[n] for n in nodes or list(self.nodes) if n in self.nodes]
         return sum(view.counters.get(counter, 0) for view in views)
 
     def all_active(self, expected: Iterable[str], now_s: float) -> bool:
