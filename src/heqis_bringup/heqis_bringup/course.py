@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
-from heqis_bringup.graph_state import GraphState
 from heqis_bringup.launch_runner import ProcessView
 from heqis_core.errors import ConfigError
+from heqis_core.graph_state import GraphState
+from heqis_supervisor.rules import load_rules
 
 START_LIMIT_S = 90.0
 """Longest time until every node is ACTIVE."""
@@ -83,20 +82,20 @@ class Course:
         return f'the graph did not come up within {elapsed_s:.0f} s: {"; ".join(waiting)}'
 
 
-def expected_nodes(graph: Path) -> tuple[str, ...]:
-    """Return the names of all nodes in a graph.yaml; raise ConfigError if it holds none."""
-    try:
-        boards = yaml.safe_load(graph.read_text(encoding='utf-8'))['boards']
-        names = tuple(
-            node
-            for processes in boards.values()
-            for process in processes.values()
-            for node in process['nodes']
-        )
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f'{graph} describes no graph: {type(error).__name__}: {error}') from None
+def expected_nodes(graph: Path, started: Collection[str] = ()) -> tuple[str, ...]:
+    """Return the names of the nodes that make a graph.yaml complete, dependencies first.
+
+    Nodes of optional processes count only if `started` names their process; other names there
+    change nothing. Raises ConfigError if the file describes no graph or no node is left.
+    """
+    rules = load_rules(graph)
+    names = tuple(
+        node.name
+        for node in rules.nodes.values()
+        if node.process in started or not rules.processes[f'{node.board}/{node.process}'].optional
+    )
     if not names:
-        raise ConfigError(f'{graph} names no node')
+        raise ConfigError(f'{graph} names no node of a process that is always started')
     return names
 
 

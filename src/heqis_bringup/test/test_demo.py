@@ -20,12 +20,12 @@ from heqis_bringup.demo_setup import (
     train,
     training_command,
 )
-from heqis_bringup.graph_state import GraphState
 from heqis_bringup.launch_file import load_launch
 from heqis_bringup.launch_runner import ProcessView
 from heqis_core.bundle import Bundle
 from heqis_core.control import NodeBeat, ProcessBeat
 from heqis_core.errors import ConfigError, DataError, HeqisError
+from heqis_core.graph_state import GraphState
 from heqis_core.testing_bundle import write_test_bundle
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,6 +108,22 @@ def test_the_shipped_graph_names_the_nodes_that_launch_starts() -> None:
         ROOT / 'launch' / 'all.launch.yaml', find_share=lambda p: pytest.fail(f'asked for {p}')
     )
     assert len(plan.processes) == 6
+
+
+def test_an_optional_process_is_waited_for_only_if_it_is_started() -> None:
+    graph = ROOT / 'config' / 'graph.yaml'
+    always = expected_nodes(graph)
+    assert 'dashboard' not in always
+    assert set(expected_nodes(graph, ['dashboard'])) == {*always, 'dashboard'}
+    assert expected_nodes(graph, ['gateway', 'agent', 'not_in_the_file']) == always
+
+
+def test_a_graph_with_nothing_to_wait_for_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / 'graph.yaml'
+    path.write_text('version: 1\nboards: {a: {extra: {optional: true, nodes: {extra: {}}}}}\n')
+    with pytest.raises(ConfigError, match=r'graph\.yaml names no node of a process'):
+        expected_nodes(path)
+    assert expected_nodes(path, ['extra']) == ('extra',)
 
 
 @pytest.mark.parametrize('text', ['', 'boards: {}', 'boards: {a: 1}', 'x: [', '- 1'])

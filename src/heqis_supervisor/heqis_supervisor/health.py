@@ -2,8 +2,9 @@
 """What the policy knows, for people: one line and a level for each board, process and node. Pure.
 
 A node is OK only while it is ACTIVE and nothing is wrong with it or its process: crashed, hung
-and latched are ERROR. Cause and consequence are kept apart: a node that merely waits for another
-one is a WARN that names the root cause.
+and latched are ERROR. What is optional and was never heard of is OK too, and says so. Cause and
+consequence are kept apart: a node that merely waits for another one is a WARN that names the
+root cause.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import dataclass, field
 from heqis_core.control import Level, NodeState
 from heqis_supervisor.facts import NodeMind, State, Step
 from heqis_supervisor.hearing import AGENT_LEASE_S
-from heqis_supervisor.policy import UNSEEN_S
+from heqis_supervisor.policy import UNSEEN_S, left_out
 from heqis_supervisor.rules import NodeRule, Rules
+
+LEFT_OUT = 'not started (optional)'
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Health:
 
 def report(rules: Rules, state: State) -> list[Health]:
     """Return the health of every board, process and node, in the order of the rules."""
-    parts = [_board(board, state) for board in rules.boards]
+    parts = [_board(board, rules, state) for board in rules.boards]
     parts += [_process(key, rules, state) for key in rules.processes]
     parts += [_node(rule, rules, state) for rule in rules.nodes.values()]
     return parts
@@ -49,16 +52,16 @@ def overall(parts: list[Health]) -> tuple[Level, str]:
     worst = max((part.level for part in parts), default=Level.INFO)
     if worst == Level.INFO:
         return worst, 'all nodes are active'
-    causes = [
-        f'{part.name.partition("/")[2]}: {part.message}'
-        for part in parts
-        if part.level == worst and 'root_cause' not in part.values
-    ]
-    return worst, '; '.join(causes) or 'see the parts'
+    bad = [part for part in parts if part.level == worst]
+    # A cause may be better off than what waits for it: optional, and left out.
+    causes = [part for part in bad if 'root_cause' not in part.values] or bad
+    return worst, '; '.join(f'{part.name.partition("/")[2]}: {part.message}' for part in causes)
 
 
-def _board(board: str, state: State) -> Health:
+def _board(board: str, rules: Rules, state: State) -> Health:
     heard = state.boards.get(board)
+    if heard is None and all(r.optional for r in rules.processes.values() if r.board == board):
+        return Health(f'board/{board}', board, Level.INFO, LEFT_OUT)
     silent = state.time_s - (state.since_s if heard is None else heard)
     if silent <= AGENT_LEASE_S:
         known = 'its agent speaks' if heard is not None else 'its agent has not reported in yet'
@@ -76,7 +79,9 @@ def _process(key: str, rules: Rules, state: State) -> Health:
     if beat is not None:
         values.update(pid=str(beat.pid), host=beat.host, start_id=f'{beat.start_id:x}')
     level, message = Level.INFO, 'runs'
-    if mind.reason:
+    if left_out(rules.processes[key], mind):
+        message = LEFT_OUT
+    elif mind.reason:
         waiting = (
             mind.step == Step.WARN
             and state.time_s - state.since_s <= rules.processes[key].respawn_s
@@ -101,7 +106,9 @@ def _node(rule: NodeRule, rules: Rules, state: State) -> Health:
     causes = root_causes(rule.name, rules, state)
     if causes:
         values['root_cause'] = ', '.join(causes)
-    level, message = _judge(rule, mind, state, causes)
+    level, message = Level.INFO, LEFT_OUT
+    if not left_out(rules.processes[key], process):
+        level, message = _judge(rule, mind, state, causes)
     return Health(f'node/{rule.name}', rule.board, level, message, values)
 
 

@@ -133,8 +133,15 @@ def _judge_boards(turn: Turn) -> None:
 # --- processes: lost, hung, restarting without end ---
 
 
+def left_out(rule: ProcessRule, mind: ProcessMind) -> bool:
+    """Whether a process is not there and need not be: optional, and never heard of."""
+    return rule.optional and mind.beat is None
+
+
 def _judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
     mind = turn.processes[key]
+    if left_out(rule, mind):
+        return
     if mind.beat is None:
         _judge_absent(turn, key, rule)
         return
@@ -243,6 +250,8 @@ def _judge_node(turn: Turn, rule: NodeRule) -> None:
     mind = turn.nodes[rule.name]
     key = f'{rule.board}/{rule.process}'
     process = turn.processes[key]
+    if left_out(turn.rules.processes[key], process):
+        return
     broken = tuple(other for other in rule.depends_on if not healthy(turn, other))
     step, reason = Step.NONE, ''
     if process.latched or mind.latched:

@@ -45,6 +45,7 @@ PROCESS_SETTINGS = {
     'restarts_max': Setting(8, 1, 10_000, 'starts within the window until the process is latched'),
     'restarts_window_ms': Setting(120_000, 1, 86_400_000, 'the window of restarts_max'),
     'kill': Setting(True, 0, 0, 'whether the supervisor may end it'),
+    'optional': Setting(False, 0, 0, 'whether nobody misses it until its first heartbeat'),
 }
 NODE_SETTINGS = {
     'progress_ms': Setting(15_000, 1, 3_600_000, 'no progress with input pending until stuck'),
@@ -96,6 +97,7 @@ class ProcessRule:
     restarts_max: int
     restarts_window_s: float
     kill: bool
+    optional: bool
 
     @property
     def key(self) -> str:
@@ -176,6 +178,7 @@ class _Reader:
         if not processes and not self.problems:
             self.problem(root, 'boards: expected at least one process')
         self.check_leases(processes.values(), heartbeat_ms)
+        self.check_optional(processes, nodes)
         ordered = self.in_order(nodes)
         return None if self.problems else Rules(heartbeat_ms / 1000, processes, ordered)
 
@@ -222,6 +225,22 @@ class _Reader:
                 self.problem(
                     line, f'process {rule.key}: hang_ms must be at least {3 * SPIN_PERIOD_MS}'
                 )
+
+    def check_optional(
+        self, processes: Mapping[str, ProcessRule], nodes: Mapping[str, NodeRule]
+    ) -> None:
+        for rule in nodes.values():
+            if processes[f'{rule.board}/{rule.process}'].optional:
+                continue
+            for other in rule.depends_on:
+                home = f'{nodes[other].board}/{nodes[other].process}' if other in nodes else ''
+                if home and processes[home].optional:
+                    self.problem(
+                        self.lines[rule.name],
+                        f'node {rule.name}: depends on {other}, but process {home} is optional: '
+                        f'where that is left out, {rule.name} would never become active; make '
+                        f'process {rule.board}/{rule.process} optional too, or {home} not',
+                    )
 
     def in_order(self, nodes: Mapping[str, NodeRule]) -> dict[str, NodeRule]:
         ordered: dict[str, NodeRule] = {}

@@ -3,10 +3,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from heqis_core.control import Level, NodeState, Transition
 from heqis_supervisor.health import overall, report, root_causes
+from heqis_supervisor.rules import load_rules
+
+EXTRAS = """\
+version: 1
+boards:
+  gateway:
+    agent: {nodes: {gateway_agent: {managed: false}}}
+    plots: {optional: true, nodes: {plots: {}}}
+    notes: {optional: true, nodes: {notes: {depends_on: [plots]}}}
+  desk:
+    agent: {optional: true, nodes: {desk_agent: {managed: false}}}
+    screen: {optional: true, nodes: {screen: {depends_on: [plots]}}}
+"""
 
 
 def parts(world) -> dict[str, object]:
@@ -93,3 +108,47 @@ def test_restarts_are_shown(world) -> None:
     assert parts(world)['node/compute'].values['restarts'] == '1'
     assert parts(world)['process/compute/compute'].values['restarts'] == '1'
     assert parts(world)['node/gateway'].values['restarts'] == '0'
+
+
+@pytest.fixture
+def extras(tmp_path: Path):
+    path = tmp_path / 'graph.yaml'
+    path.write_text(EXTRAS)
+    return load_rules(path)
+
+
+def test_what_is_optional_and_was_never_started_is_ok_and_says_so(make_world, extras) -> None:
+    world = make_world(
+        rules=extras,
+        left_out={key for key, rule in extras.processes.items() if rule.optional},
+        cut={'desk'},
+    )
+    world.run(60)
+    found = parts(world)
+    names = ('process/gateway/plots', 'node/plots', 'node/notes', 'board/desk', 'node/screen')
+    for name in names:
+        assert (found[name].level, found[name].message) == (Level.INFO, 'not started (optional)')
+        assert 'root_cause' not in found[name].values
+    assert found['node/plots'].values['state'] == 'UNKNOWN', 'and not as if it were active'
+    assert overall(list(found.values())) == (Level.INFO, 'all nodes are active')
+
+
+def test_a_board_of_optional_processes_that_was_heard_is_missed_like_any_other(
+    make_world, extras
+) -> None:
+    world = make_world(rules=extras)
+    up(world)
+    world.cut.add('desk')
+    world.run_until(lambda: parts(world)['board/desk'].level == Level.ERROR, 1.7)
+
+
+def test_whoever_waits_for_an_optional_process_that_is_not_there_is_named(
+    make_world, extras
+) -> None:
+    world = make_world(rules=extras, left_out={'gateway/plots'})
+    world.run(60)
+    part = parts(world)['node/notes']
+    assert (part.level, part.values['root_cause']) == (Level.WARN, 'plots')
+    level, text = overall(list(parts(world).values()))
+    assert level == Level.WARN
+    assert text == 'notes: waits for plots; screen: waits for plots'

@@ -46,7 +46,8 @@ def test_everything_becomes_active_dependencies_first(world) -> None:
     took = world.run_until(world.all_active, 5)
     assert took < 1.5, 'well under 2 s when configure takes 0.3 s'
     activated = [node for node, transition in world.transitions() if transition == 'activate']
-    assert sorted(activated) == ['bridge', 'compute', 'gateway', 'journal', 'risk_gate']
+    managed = [rule.name for rule in world.rules.nodes.values() if rule.managed]
+    assert sorted(activated) == sorted(managed)
     for rule in world.rules.nodes.values():
         if rule.managed:
             for other in rule.depends_on:
@@ -334,6 +335,74 @@ def test_a_process_that_never_reports_in_becomes_an_error(world) -> None:
     assert 'never reported in' in part.message
 
 
+# --- optional processes ---
+
+DASHBOARD = 'gateway/dashboard'
+
+
+def test_an_optional_process_that_was_never_heard_of_is_not_missed(make_world) -> None:
+    world = make_world(left_out={DASHBOARD})
+    world.run_until(world.all_active, 5)
+    world.run(2 * world.rules.processes[DASHBOARD].respawn_s)
+    assert {note.kind for note in world.notes} == {'agent_up', 'node_up'}
+    assert 'dashboard' not in [node for node, _ in world.transitions()]
+    assert world.state.processes[DASHBOARD].step == Step.NONE
+    assert world.state.nodes['dashboard'].step == Step.NONE
+    assert overall(report(world.rules, world.state)) == (Level.INFO, 'all nodes are active')
+
+
+def test_an_optional_process_that_is_started_late_is_brought_up(make_world) -> None:
+    world = make_world(left_out={DASHBOARD})
+    world.run_until(world.all_active, 5)
+    world.run(60)
+    world.commands.clear()
+    world.left_out.clear()
+    assert world.run_until(world.all_active, 5) < 1.5
+    assert world.transitions() == [('dashboard', 'configure'), ('dashboard', 'activate')]
+
+
+def test_an_optional_process_that_was_heard_is_killed_when_it_stops(world) -> None:
+    up(world)
+    world.processes[DASHBOARD].stopped = True
+    assert world.run_until(lambda: world.kills() == [DASHBOARD], 3) < 1.0
+    world.run_until(world.all_active, 5)
+    assert {node for node, _ in world.transitions()} == {'dashboard'}
+
+
+def test_an_optional_process_that_was_heard_and_ended_for_good_is_an_error(world) -> None:
+    up(world)
+    world.no_respawn.add(DASHBOARD)
+    world.die(DASHBOARD)
+    world.run(60)
+    assert world.kinds().count('process_missing') == 1
+    for name in (f'process/{DASHBOARD}', 'node/dashboard'):
+        assert health(world, name).level == Level.ERROR
+    assert 'nobody started it again' in health(world, f'process/{DASHBOARD}').message
+
+
+def test_an_optional_process_that_dies_again_and_again_is_latched(world) -> None:
+    up(world)
+    for _ in range(9):
+        world.run_until(lambda: world.processes[DASHBOARD].alive, 5)
+        world.run(1)
+        world.die(DASHBOARD)
+    world.run_until(lambda: bool(world.state.processes[DASHBOARD].latched), 5)
+    assert health(world, 'node/dashboard').values['step'] == 'SAFE_LATCH'
+
+
+def test_a_restarted_supervisor_does_not_miss_an_optional_process_that_ended_before(world) -> None:
+    up(world)
+    world.no_respawn.add(DASHBOARD)
+    world.die(DASHBOARD)
+    world.run(5)
+    assert overall(report(world.rules, world.state))[0] == Level.ERROR
+    world.restart_supervisor()
+    world.notes.clear()
+    world.run(30)
+    assert set(world.kinds()) == {'agent_up'}
+    assert overall(report(world.rules, world.state)) == (Level.INFO, 'all nodes are active')
+
+
 # --- what is nobody's fault ---
 
 
@@ -501,11 +570,11 @@ def test_whatever_happens_no_healthy_process_is_killed_and_all_comes_back(
 ) -> None:
     world = make_world(impatient=True)
     watched = Watched(world)
-    victims = ['gateway/journal', 'gateway/gateway', 'compute/compute']
-    names = ['journal', 'risk_gate', 'bridge', 'gateway', 'compute']
+    victims = ['gateway/journal', 'gateway/gateway', 'compute/compute', DASHBOARD]
+    names = ['journal', 'risk_gate', 'bridge', 'gateway', 'compute', 'dashboard']
     for fault, which, pause in script:
-        process = world.processes[victims[which % 3]]
-        name = names[which % 5]
+        process = world.processes[victims[which % len(victims)]]
+        name = names[which % len(names)]
         if fault == 'die' and process.alive:
             world.die(process.key)
         elif fault == 'stop':

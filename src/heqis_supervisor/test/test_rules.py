@@ -70,13 +70,16 @@ def test_the_shipped_file_is_good_and_shows_the_programs_defaults(shipped_rules)
     assert set(shipped_rules.processes) == {
         'gateway/gateway',
         'gateway/journal',
+        'gateway/dashboard',
         'gateway/supervisor',
         'gateway/agent',
         'compute/compute',
         'compute/agent',
     }
     managed = {rule.name for rule in shipped_rules.nodes.values() if rule.managed}
-    assert managed == {'gateway', 'bridge', 'journal', 'risk_gate', 'compute'}
+    assert managed == {'gateway', 'bridge', 'journal', 'risk_gate', 'compute', 'dashboard'}
+    optional = [key for key, rule in shipped_rules.processes.items() if rule.optional]
+    assert optional == ['gateway/dashboard']
     for rule in (*shipped_rules.processes.values(), *shipped_rules.nodes.values()):
         for name, setting in {**PROCESS_SETTINGS, **NODE_SETTINGS}.items():
             value = getattr(rule, f'{name[:-3]}_s' if name.endswith('_ms') else name, None)
@@ -152,6 +155,14 @@ def test_the_shipped_file_is_good_and_shows_the_programs_defaults(shipped_rules)
             "boards: 'the board' is no name",
         ),
         ('[risk_gate]}', '[risk_gate}', 16, 'not YAML'),
+        ('lease_ms: 1200', 'optional: 1', 9, 'optional: 1, expected bool'),
+        ('attempts: 5', 'optional: true', 12, 'node risk_gate: unknown key optional'),
+        (
+            'lease_ms: 1200',
+            'optional: true',
+            16,
+            'node compute: depends on risk_gate, but process gateway/journal is optional',
+        ),
     ],
 )
 def test_each_mistake_is_named_with_its_line(
@@ -160,6 +171,25 @@ def test_each_mistake_is_named_with_its_line(
     assert old in GOOD
     found = problems(tmp_path, GOOD.replace(old, new, 1))
     assert any(f'/graph.yaml:{line}: ' in one and text in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ('attempts: 3', 'optional: true'),
+        ('    compute:\n      nodes', '    compute:\n      optional: true\n      nodes'),
+    ],
+)
+def test_an_optional_process_may_depend_on_any_that_is_there_whenever_it_is(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    rules = load(tmp_path, GOOD.replace(old, new, 1))
+    assert rules.processes['compute/compute'].optional
+    assert rules.dependents('journal') == ('risk_gate', 'compute')
+
+
+def test_a_process_is_missed_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    assert not any(rule.optional for rule in load(tmp_path, GOOD).processes.values())
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
