@@ -165,6 +165,28 @@ def test_last_event_time_and_newest_frame_of_each_stream(path: Path) -> None:
         }
 
 
+def test_a_reader_takes_what_was_committed_since_it_last_asked(path: Path) -> None:
+    frames = [make(index) for index in range(7)]
+    with Journal.open(path) as journal, Journal.open(path, read_only=True) as reader:
+        assert reader.newer(0, 10) == ([], 0)
+        journal.commit(frames[:5])
+        journal.commit(frames[:2])
+        first, position = reader.newer(0, 3)
+        rest, position = reader.newer(position, 10)
+        assert [item.seq for item in (*first, *rest)] == [0, 1, 2, 3, 4]
+        assert position == reader.last_position() == 5
+        journal.commit(frames[5:])
+        assert [item.seq for item in reader.newer(position, 10)[0]] == [5, 6]
+
+
+def test_the_last_events_come_oldest_first(path: Path) -> None:
+    events = [Event(n, Level.INFO, 's', 'k', 'x', str(n)) for n in range(5)]
+    with Journal.open(path) as journal:
+        journal.add_events(events)
+        assert journal.last_events(2) == events[-2:]
+        assert journal.last_events(99) == events
+
+
 def test_events_and_predictions_are_kept_up_to_their_limit(path: Path) -> None:
     events = [
         Event(i, Level.WARN, 'supervisor', 'killed', 'compute', f'no {i}') for i in range(600)

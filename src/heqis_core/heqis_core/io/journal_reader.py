@@ -72,6 +72,18 @@ class JournalReader:
         streams = [row[0] for row in self._rows('SELECT DISTINCT stream FROM frames')]
         return {stream: next(self._frames(where, (stream,))) for stream in streams}
 
+    def newer(self, position: int, limit: int) -> tuple[list[Decisions], int]:
+        """Return at most `limit` frames committed after a position, oldest commit first.
+
+        The second value is the position after them. Position 0 stands before every frame.
+        """
+        found = list(self._frames('WHERE f.id > ? ORDER BY f.id LIMIT ?', (position, limit)))
+        return found, position + len(found)
+
+    def last_position(self) -> int:
+        """Return the position after the newest frame that is committed."""
+        return int(self._one('SELECT COALESCE(MAX(id), 0) FROM frames')[0])
+
     def decisions(self) -> Iterator[digest.DecisionRow]:
         """Yield each decision in key order: stream, symbol, event time, revision."""
         with self._snapshot():
@@ -132,6 +144,10 @@ class JournalReader:
     def events(self) -> Iterator[Event]:
         """Yield the events that are kept, oldest first."""
         yield from self._events('ORDER BY id')
+
+    def last_events(self, n: int) -> list[Event]:
+        """Return the newest `n` events, oldest first."""
+        return list(self._events('ORDER BY id DESC LIMIT ?', (n,)))[::-1]
 
     def _events(self, where: str, args: Sequence[object] = ()) -> Iterator[Event]:
         sql = f'SELECT stamp_ns, level, source, kind, subject, text FROM events {where}'
