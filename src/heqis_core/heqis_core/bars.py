@@ -15,6 +15,9 @@ from heqis_core.errors import DataError
 BAR_FIELDS = ('open', 'high', 'low', 'close', 'volume', 'amount')
 """Rows of `BarBlock.values`: prices and amount in CNY (or their currency), volume in shares."""
 
+_OBJECTS_BYTES = 400
+"""A block's dataclass, its two arrays and its numbers (measured, CPython 3.11)."""
+
 OPEN, HIGH, LOW, CLOSE, VOLUME, AMOUNT = range(len(BAR_FIELDS))
 
 
@@ -53,6 +56,11 @@ class BarBlock:
     status: npt.NDArray[np.uint8]
     revision: int = 0
     ingest_ns: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Return about how much memory it holds: its arrays, and the Python objects around."""
+        return self.values.nbytes + self.status.nbytes + _OBJECTS_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError
 from heqis_core.frame import FeatureFrame, Stage, stamp
 from heqis_core.io.ort_engine import OrtEngine, open_engine
+from heqis_core.link import MissedRequest
 from heqis_core.source import PacedSource, Source, SourceConfig, open_source
+from heqis_gateway.bar_history import BarHistory
 from heqis_gateway.bridge_node import BridgeNode
 from heqis_gateway.hub import Hub
 from heqis_gateway.params import GATEWAY
@@ -21,7 +23,7 @@ from heqis_gateway.stream import FrameStream, StreamSettings
 from heqis_msgs.msg import BarBlock as BarBlockMsg
 from heqis_msgs.msg import Committed
 from heqis_msgs.msg import FeatureFrame as FeatureFrameMsg
-from heqis_msgs.srv import MissedFrames
+from heqis_msgs.srv import MissedBars, MissedFrames
 from heqis_ros import qos
 from heqis_ros.convert import block_to_msg, frame_to_msg, reply_to_srv, srv_to_request
 from heqis_ros.node import ManagedNode
@@ -29,9 +31,17 @@ from heqis_ros.process import run_process
 
 COUNTERS_PERIOD_S = 0.1
 
+_BYTES_PER_MB = 1_000_000
+_POSITION = MissedRequest(epoch=0, first_seq=1, last_seq=0)
+
 
 class GatewayNode(ManagedNode):
-    """Makes feature frames from a source and keeps each until its decisions are durable."""
+    """Makes feature frames from a source and keeps each until its decisions are durable.
+
+    Late readers of `bars` catch up by `~/missed_bars`. That history is in memory alone: after a
+    restart of the process it starts with the first bar after the checkpoint. Bars that came
+    between the checkpoint and the end of the process are made again, with the seq they had.
+    """
 
     PARAMS = GATEWAY
 
@@ -40,6 +50,7 @@ class GatewayNode(ManagedNode):
         super().__init__()
         self._hub = hub
         self._stream: FrameStream | None = None
+        self._history: BarHistory | None = None
 
     def configure(self, params: Any) -> None:
         """Load and verify the bundle, open the source, take up the checkpoint."""
@@ -68,8 +79,12 @@ class GatewayNode(ManagedNode):
         self.get_logger().info(f'{len(source.symbols)} symbols, features {features_id}, {found}')
         self.set_info(f'{params.source}, {found}')
         self._stream, self._source = stream, source
+        self._history = BarHistory(
+            params.bar_history_mb * _BYTES_PER_MB, stream.missed(_POSITION).next_seq
+        )
         self.subscription(Committed, 'committed', qos.COMMITTED, self._on_committed)
         self.service(MissedFrames, '~/missed_frames', self._on_missed)
+        self.service(MissedBars, '~/missed_bars', self._on_missed_bars)
         self.timer(COUNTERS_PERIOD_S, self._report)
         self.worker('stream', stream.run)
 
@@ -84,8 +99,9 @@ class GatewayNode(ManagedNode):
         self._report()
 
     def cleanup(self) -> None:
-        """Forget the stream; its checkpoint stays."""
+        """Forget the stream and its bars; its checkpoint stays."""
         self._stream = None
+        self._history = None
 
     def _load_encoder(self, bundle: Bundle) -> OrtEngine | None:
         if bundle.encoder_path is None:
@@ -127,6 +143,9 @@ class GatewayNode(ManagedNode):
 
     def _publish_bars(self, seq: int, block: BarBlock) -> None:
         assert self._stream is not None
+        assert self._history is not None
+        # Before it is published: who hears a bar finds in the history all that came before it.
+        self._history.append(seq, block)
         if self._bars.get_subscription_count():
             settings = self._stream.settings
             self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))
@@ -149,13 +168,26 @@ class GatewayNode(ManagedNode):
             return response
         return reply_to_srv(self._stream.missed(srv_to_request(request)), response)
 
+    def _on_missed_bars(
+        self, request: MissedBars.Request, response: MissedBars.Response
+    ) -> MissedBars.Response:
+        if self._stream is None or self._history is None:
+            return response
+        stream, epoch = self._stream.settings.stream, self._stream.settings.epoch
+        page = self._history.page(request.first_seq, request.last_seq)
+        response.stream, response.epoch = stream, epoch
+        response.oldest_seq, response.next_seq = page.oldest_seq, page.next_seq
+        response.blocks = [block_to_msg(block, stream, epoch, seq) for seq, block in page.blocks]
+        return response
+
     def _report(self) -> None:
-        if self._stream is None:
+        if self._stream is None or self._history is None:
             return
         counters = self._stream.counters
         for name in counters.__slots__:
             self.set_counter(name, getattr(counters, name))
         self.set_counter('frames_open', self._stream.n_open)
+        self.set_counter('bar_history_dropped', self._history.dropped)
         self.set_counter('bars_rejected', sum(self._source.counts.values()))
         if counters.source_done and counters.frames_sent == 0:
             self.set_info(

@@ -92,6 +92,15 @@ GATEWAY = ParamTable(
             minimum=10,
             maximum=600000,
         ),
+        Param(
+            'bar_history_mb',
+            int,
+            32,
+            'Newest bars kept in memory for late readers of `bars`.',
+            unit='MB',
+            minimum=1,
+            maximum=4096,
+        ),
     ],
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gateway node: what it refuses and why, warm-up, flow control, missed frames by service."""
+"""Gateway node: what it refuses and why, warm-up, flow control, what was missed by service."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from heqis_core.bundle import Bundle
 from heqis_gateway.gateway_node import GatewayNode
 from heqis_gateway.hub import Hub
 from heqis_msgs.msg import BarBlock, Committed, FeatureFrame
-from heqis_msgs.srv import MissedFrames
+from heqis_msgs.srv import MissedBars, MissedFrames
 from heqis_ros import qos
-from heqis_ros.convert import msg_to_frame
+from heqis_ros.convert import msg_to_block, msg_to_frame
 from heqis_ros.testing import Graph, ros_graph
 
 SPLIT = 80
@@ -178,3 +178,86 @@ def test_data_that_ends_before_the_training_did_says_that_nothing_is_left(
         assert node.trigger_configure() == Result.SUCCESS
         assert node.trigger_activate() == Result.SUCCESS
         graph.spin_until(lambda: 'training' in node.status().info, 20)
+
+
+class LateReader:
+    """A reader of bars that comes late: it subscribes to nothing and asks for what was."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.node: Any = graph.add(Node('late_reader'))
+        self.client = self.node.create_client(MissedBars, 'gateway/missed_bars')
+        graph.spin_until(self.client.service_is_ready)
+
+    def ask(self, first: int, last: int = 2**64 - 1) -> MissedBars.Response:
+        future = self.client.call_async(MissedBars.Request(first_seq=first, last_seq=last))
+        self.graph.spin_until(future.done)
+        return future.result()
+
+    def pages(self, first: int) -> list[list[BarBlock]]:
+        found = []
+        while blocks := self.ask(first).blocks:
+            found.append(blocks)
+            first = blocks[-1].seq + 1
+        return found
+
+
+def assert_bars_of(table: BarTable, first: int, messages: list[BarBlock]) -> None:
+    assert [msg.seq for msg in messages] == list(range(first, first + len(messages)))
+    for msg in messages:
+        block = msg_to_block(msg)
+        assert block.event_time_ns == table.event_time_ns[msg.seq]
+        np.testing.assert_array_equal(block.values, table.values[msg.seq])
+
+
+def test_bars_without_a_subscriber_are_there_for_a_late_reader_with_those_of_the_warm_up(
+    bundle, data, table, tmp_path
+):
+    with gateway(tmp_path, bundle=str(bundle.path), data=str(data)) as (graph, node):
+        assert node.trigger_configure() == Result.SUCCESS
+        reader = LateReader(graph)
+        before = reader.ask(0)
+        assert (before.oldest_seq, before.next_seq, before.blocks) == (0, 0, [])
+        assert node.trigger_activate() == Result.SUCCESS
+        # Nobody takes frames: the first one after the warm-up waits, and its bars are the last.
+        graph.spin_until(lambda: node.vitals.counters().get('send_waits', 0) > 0, 20)
+        reply = reader.ask(SPLIT - 2)
+        assert_bars_of(table, SPLIT - 2, reply.blocks)
+        assert (reply.oldest_seq, reply.next_seq) == (0, SPLIT + 1)
+        assert (reply.stream, reply.epoch) == ('daily', node.start_id)
+        assert {(msg.stream, msg.epoch) for msg in reply.blocks} == {('daily', node.start_id)}
+        assert_bars_of(table, 3, reader.ask(3, 5).blocks)
+        position = reader.ask(1, 0)
+        assert (position.oldest_seq, position.next_seq) == (0, SPLIT + 1)
+        assert not position.blocks
+        assert not reader.ask(SPLIT + 1).blocks
+        assert node.vitals.counters()['bar_history_dropped'] == 0
+
+
+def test_a_late_reader_gets_all_bars_page_by_page_and_a_restart_begins_after_the_checkpoint(
+    bundle, data, table, tmp_path
+):
+    config = {'bundle': str(bundle.path), 'data': str(data), 'max_in_flight': 6}
+    with gateway(tmp_path, **config) as (graph, node):
+        assert node.trigger_configure() == Result.SUCCESS
+        reader = LateReader(graph)
+        listener = Listener(graph)
+        listener.acknowledge = False
+        assert node.trigger_activate() == Result.SUCCESS
+        graph.spin_until(lambda: node.vitals.counters().get('frames_open') == 6)
+        pages = reader.pages(0)
+        assert [len(page) for page in pages] == [64, SPLIT + 6 - 64]
+        assert_bars_of(table, 0, [msg for page in pages for msg in page])
+
+    with gateway(tmp_path, **config) as (graph, node):
+        assert node.trigger_configure() == Result.SUCCESS
+        reader = LateReader(graph)
+        position = reader.ask(1, 0)
+        assert (position.oldest_seq, position.next_seq) == (SPLIT + 6, SPLIT + 6)
+        listener = Listener(graph)
+        graph.spin_until(lambda: listener.committed.get_subscription_count() == 1)
+        assert node.trigger_activate() == Result.SUCCESS
+        graph.spin_until(lambda: node.vitals.counters().get('source_done') == 1, 20)
+        pages = reader.pages(0)
+        assert [len(page) for page in pages] == [64, len(table) - SPLIT - 6 - 64]
+        assert_bars_of(table, SPLIT + 6, [msg for page in pages for msg in page])
