@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Write requirements/constraints.txt: the exact version of every package that the role files bring with them,
 # for Python 3.10 (boards with Humble) to 3.12, on x86-64 and aarch64. Needs uv (pip install uv).
+#   lock.sh                          keeps the pins that are there, as far as the role files allow
+#   lock.sh --upgrade                takes the newest version of everything
+#   lock.sh --upgrade-package NAME   of one package
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,8 +18,10 @@ cat requirements/{runtime,ros,build,development,dashboard,board-rk3568,board-jet
 grep -v '^torch==' requirements/training.txt >> "$work/all.in"
 printf '%s\n' filelock fsspec jinja2 networkx sympy typing-extensions >> "$work/all.in"
 
+# uv prefers the versions that its output file already names.
+grep -v '^torch==' requirements/constraints.txt > "$work/pins"
 uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
-  "$work/all.in" > "$work/pins"
+  --output-file "$work/pins" "$@" "$work/all.in"
 
 {
   echo '# Every package that the role files bring with them, pinned. Written by scripts/lock.sh; do not edit.'

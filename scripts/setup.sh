@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Bring the workspace up to date: .venv with the pinned packages, then the colcon build. Does only what changed.
 #   PYTHON=python3.12 scripts/setup.sh                       chooses the interpreter
-#   HEQIS_ROLES='build runtime board-rk3568' scripts/setup.sh   chooses the files of requirements/ (a board)
+#   HEQIS_ROLES='build runtime dashboard board-rk3568' scripts/setup.sh   chooses the files of requirements/ (a board)
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -13,7 +13,7 @@ exec 9< Makefile
 flock 9
 
 ROS=$(ros_in_use)
-read -r -a ROLES <<< "${HEQIS_ROLES:-build runtime training development}"
+read -r -a ROLES <<< "${HEQIS_ROLES:-build runtime training dashboard development}"
 if [[ $ROS == wheels ]]; then
   ROLES=(ros "${ROLES[@]}")
 fi

@@ -31,13 +31,14 @@ from heqis_core.errors import ConfigError
 OK, USED, NOTE, MISSING, BROKEN = 'ok', 'used', 'note', 'missing', 'broken'
 _STYLES = {OK: 'green', USED: 'bold green', NOTE: '', MISSING: 'yellow', BROKEN: 'bold red'}
 
-PORTS = {5555: 'frames', 5556: 'decisions', 5557: 'requests', 5558: 'control'}
+PORTS = {5555: 'frames', 5556: 'decisions', 5557: 'requests', 5558: 'control', 8050: 'dashboard'}
 PROGRAMS = {
     'heqis_gateway': ('gateway',),
     'heqis_supervisor': ('journal', 'supervisor', 'agent'),
     'heqis_compute': ('compute',),
 }
 _RUNTIME = ('numpy', 'numba', 'msgspec', 'pyzmq', 'onnxruntime', 'pandas', 'pyarrow', 'psutil')
+_DASHBOARD = ('dash', 'plotly', 'fastapi', 'starlette', 'uvicorn', 'websockets')
 _SOURCE = 'source install/setup.bash (or . scripts/env.sh)'
 _SETUP = 'make setup'
 
@@ -232,13 +233,36 @@ def _engines() -> Iterator[Finding]:
             yield Finding('engines', role, BROKEN, 'no engine works', fix)
 
 
+def _dashboard() -> Iterator[Finding]:
+    without = 'start without the page: dashboard:=false'
+    try:
+        path = find_executable('heqis_dashboard', 'dashboard')
+    except ConfigError as error:
+        fix = f'{_SETUP}, then {_SOURCE}; or {without}'
+        yield Finding('dashboard', 'program', NOTE, str(error), fix)
+    else:
+        yield Finding('dashboard', 'program', OK, str(path))
+    for name in _DASHBOARD:
+        number = _version(name)
+        fix = '' if number else f'pip install -r requirements/dashboard.txt, or {without}'
+        yield Finding('dashboard', name, OK if number else NOTE, number or 'not installed', fix)
+    browser = probes.chromium()
+    text = str(browser) if browser else 'not installed'
+    fix = '' if browser else 'install the package chromium'
+    use = 'the browser tests of the page'
+    yield Finding('dashboard', 'chromium', OK if browser else NOTE, f'{text} ({use})', fix)
+
+
 def _ports() -> Iterator[Finding]:
     for port, use in PORTS.items():
         holder = probes.port_holder(port)
         if holder is None:
             yield Finding('ports', f'{port} {use}', OK, 'free on 127.0.0.1')
         else:
-            fix = f'end it, or give another port: heqis up all {use}:=tcp://127.0.0.1:PORT'
+            argument = (
+                f'{use}_port:=PORT' if use == 'dashboard' else f'{use}:=tcp://127.0.0.1:PORT'
+            )
+            fix = f'end it, or give another port: heqis up all {argument}'
             yield Finding('ports', f'{port} {use}', NOTE, f'taken by {holder}', fix)
 
 
@@ -272,6 +296,7 @@ PROBES: dict[str, Probe] = {
     'ROS 2': _ros,
     'HEQIS': _packages,
     'engines': _engines,
+    'dashboard': _dashboard,
     'ports': _ports,
     'hardware': _hardware,
 }

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small looks at the machine for `heqis doctor`: clock, ports, engines. Nothing is changed."""
+"""Small looks at the machine for `heqis doctor`: clock, ports, browser, engines."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -62,6 +63,12 @@ def _listener(port: int) -> str | None:
     except (psutil.Error, OSError):
         pass
     return None
+
+
+def chromium() -> Path | None:
+    """Return the Chromium, or the Chrome, on PATH."""
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    return next((Path(found) for name in names if (found := shutil.which(name))), None)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,21 +16,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from heqis_bringup.ament import find_share
+from heqis_bringup.ament import find_executable, find_share
 from heqis_bringup.launch_file import LaunchPlan, load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
 from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError
 
-TARGETS = ('all', 'gateway', 'compute', 'replay')
+TARGETS = ('all', 'gateway', 'compute', 'replay', 'dashboard')
+_PAGE_NEEDS = ('dash', 'plotly', 'fastapi', 'uvicorn', 'websockets')
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EXAMPLES = """examples:
   heqis up gateway bundle:=output/bundles/ID source:=file data:=prices/
   heqis up compute bundle:=output/bundles/ID
   heqis up all --show-args
+  heqis up dashboard namespace:=lab dashboard_port:=8051    the page alone
   ROS_DOMAIN_ID=2 heqis up all bundle:=DIR namespace:=lab state:=run/lab \\
     frames:=tcp://127.0.0.1:6555 decisions:=tcp://127.0.0.1:6556 \\
-    requests:=tcp://127.0.0.1:6557 control:=tcp://127.0.0.1:6558   a second graph beside the first
+    requests:=tcp://127.0.0.1:6557 control:=tcp://127.0.0.1:6558 \\
+    dashboard_port:=8051                                      a second graph beside the first
 """
 
 
@@ -37,7 +41,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `up` to the subcommands of `heqis`."""
     parser = subparsers.add_parser(
         'up',
-        help='start the nodes of a board, or of both',
+        help='start the nodes of a board, of both, or the page alone',
         description='Start the processes of launch/TARGET.launch.yaml, and again when they end.',
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe_arguments(plan))
         return 0
     check_bundle(plan)
+    check_dashboard(plan)
     if not args.runner and ros2_launch_works():
         print(f'heqis up: {target} by ros2 launch', flush=True)
         # The time-outs make every process gone within 5 s, as with our own runner.
@@ -103,6 +108,22 @@ def check_bundle(plan: LaunchPlan) -> None:
     if not plan.values['bundle']:
         raise ConfigError('no bundle: give bundle:=DIR, the folder that `heqis train` printed')
     Bundle.load(plan.values['bundle'])
+
+
+def check_dashboard(plan: LaunchPlan) -> None:
+    """Refuse a page that is not installed, before anything starts; raises ConfigError."""
+    hint = ', or start without the page: dashboard:=false' if 'dashboard' in plan.values else ''
+    for process in plan.processes:
+        if process.package == 'heqis_dashboard':
+            try:
+                find_executable(process.package, process.executable)
+            except ConfigError as error:
+                raise ConfigError(f'{process.where}: {error}{hint}') from None
+            if lacks := [name for name in _PAGE_NEEDS if importlib.util.find_spec(name) is None]:
+                raise ConfigError(
+                    f'{process.where}: the page needs {", ".join(lacks)}; '
+                    f'pip install -r requirements/dashboard.txt{hint}'
+                )
 
 
 def log_folder(plan: LaunchPlan, target: str) -> Path:

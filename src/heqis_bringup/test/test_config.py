@@ -10,6 +10,7 @@ import yaml
 
 from heqis_bringup.launch_file import LaunchPlan, ProcessSpec, load_launch
 from heqis_compute.params import TABLES as COMPUTE
+from heqis_dashboard.params import DASHBOARD
 from heqis_gateway.params import TABLES as GATEWAY
 from heqis_ros.param_files import check_file
 from heqis_ros.params import ParamTable
@@ -23,14 +24,20 @@ NODES_OF: dict[str, tuple[ParamTable, ...]] = {
     'journal': (RISK_GATE, JOURNAL),
     'supervisor': (SUPERVISOR,),
     'agent': (AGENT,),
+    'dashboard': (DASHBOARD,),
 }
 
 
-def plan() -> LaunchPlan:
+def plan(target: str) -> LaunchPlan:
     return load_launch(
-        ROOT / 'launch' / 'all.launch.yaml',
+        ROOT / 'launch' / f'{target}.launch.yaml',
         find_share=lambda name: pytest.fail(f'asked for {name}'),
     )
+
+
+def processes() -> list[ProcessSpec]:
+    """Return every process that is launched: both boards, and the page alone."""
+    return [*plan('all').processes, *plan('dashboard').processes]
 
 
 def given(process: ProcessSpec) -> dict[str, object]:
@@ -57,7 +64,7 @@ def test_a_parameter_file_holds_what_its_nodes_know(process: str) -> None:
 
 
 def test_launch_values_are_known_and_allowed() -> None:
-    for process in plan().processes:
+    for process in processes():
         for name, value in given(process).items():
             params = [p for table in NODES_OF[process.executable] if (p := table.get(name))]
             assert params, f'{process.where}: {name} is no parameter of {process.executable}'
@@ -67,7 +74,7 @@ def test_launch_values_are_known_and_allowed() -> None:
 
 def test_every_parameter_is_set_in_exactly_one_place() -> None:
     # In both, the argument's default would silently undo what a person wrote into the file.
-    for process in plan().processes:
+    for process in processes():
         tables = NODES_OF[process.executable]
         file = written(process.executable)
         for table in tables:
@@ -92,7 +99,26 @@ def test_sections_name_their_node_where_launch_gives_no_name() -> None:
     # ROS merges equal keys at their first place: a `/**` section in a file would stand before the
     # file's node sections, and take the values of the launch file (also `/**`) there with it.
     # A process that launch names gets its values under the full name, after everything else.
-    named = {process.executable for process in plan().processes if process.name}
+    named = {process.executable for process in processes() if process.name}
     for process in NODES_OF:
         for node in written(process):
             assert (node == '**') == (process in named), process
+
+
+def test_the_page_of_the_board_waits_for_its_supervisor_and_the_one_alone_does_not() -> None:
+    board, alone = (
+        next(process for process in plan(target).processes if process.executable == 'dashboard')
+        for target in ('gateway', 'dashboard')
+    )
+    assert (given(board)['autostart'], given(alone)['autostart']) == (False, True)
+    # The agent of the board must not take the second for the first.
+    assert board.name == DASHBOARD.node
+    assert alone.name != board.name
+    assert alone.env['HEQIS_BOARD'] != board.env['HEQIS_BOARD'] == 'gateway'
+
+
+def test_the_page_can_be_left_out() -> None:
+    path = ROOT / 'launch' / 'all.launch.yaml'
+    without = load_launch(path, {'dashboard': 'false'}, find_share=lambda name: Path(name))
+    left = {process.executable for process in without.processes}
+    assert left == {process.executable for process in plan('all').processes} - {'dashboard'}

@@ -158,5 +158,28 @@ def middleware() -> Finding:
     return next(f for f in doctor.examine() if f.name == 'middleware')
 
 
+def test_the_page_is_looked_at_and_missing_parts_of_it_break_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    probe = {'dashboard': doctor.PROBES['dashboard']}
+    here = {item.name: item for item in doctor.examine(probe)}
+    assert set(here) == {
+        *('program', 'chromium'),
+        *('dash', 'plotly', 'fastapi', 'starlette', 'uvicorn', 'websockets'),
+    }
+    assert here['dash'].status == OK
+    assert here['dash'].detail[0].isdigit()
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setattr(doctor, '_version', lambda _: '')
+    for item in doctor.examine(probe):
+        assert item.status == NOTE
+        assert item.fix
+        assert 'dashboard:=false' in item.fix or item.name == 'chromium'
+    (tmp_path / 'chromium').write_text('')
+    (tmp_path / 'chromium').chmod(0o755)
+    assert probes.chromium() == tmp_path / 'chromium'
+
+
 def test_the_clock_probe_answers_or_says_that_it_cannot() -> None:
     assert probes.clock_synchronised() in (True, False, None)

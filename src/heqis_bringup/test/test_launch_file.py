@@ -20,7 +20,7 @@ from heqis_bringup.launch_runner import ros_arguments
 from heqis_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
-SHIPPED = ('gateway', 'compute', 'all', 'replay')
+SHIPPED = ('gateway', 'compute', 'all', 'replay', 'dashboard')
 
 
 def no_package(package: str) -> Path:
@@ -341,13 +341,17 @@ def test_the_shipped_files_are_of_the_subset(name: str) -> None:
     for process in processes:
         assert process.respawn, process.executable
         assert process.namespace == '/heqis'
-        assert process.env['HEQIS_BOARD'] in ('gateway', 'compute')
+        boards = ('viewer',) if name == 'dashboard' else ('gateway', 'compute')
+        assert process.env['HEQIS_BOARD'] in boards
 
 
 def test_all_is_both_boards_and_replay_is_all_on_a_file() -> None:
     parts = [p.executable for name in ('gateway', 'compute') for p in shipped(name).processes]
     assert [p.executable for p in shipped('all').processes] == parts
-    assert parts == ['gateway', 'journal', 'supervisor', 'agent', 'compute', 'agent']
+    assert parts == [
+        *('gateway', 'journal', 'supervisor', 'agent', 'dashboard'),
+        *('compute', 'agent'),
+    ]
     gateway = shipped('replay', data='/some/data').processes[0]
     values = dict(p for p in gateway.params if isinstance(p, tuple))
     assert values['source'] == 'file'
@@ -373,6 +377,7 @@ def test_only_processes_with_one_node_are_renamed() -> None:
         'journal': None,
         'supervisor': None,
         'agent': 'gateway_agent',
+        'dashboard': 'dashboard',
     }
 
 
@@ -382,7 +387,7 @@ def test_only_processes_with_one_node_are_renamed() -> None:
 @pytest.mark.parametrize('name', SHIPPED)
 def test_launch_ros_builds_the_same_command_lines(name: str, tmp_path: Path) -> None:
     given = {'data': '/some/data', 'pace': '0', 'namespace': 'x/y'}
-    if name == 'compute':
+    if name in ('compute', 'dashboard'):
         given = {'namespace': 'x/y'}
     ours = [
         (effect(ros_arguments(spec, tmp_path / str(index))), dict(spec.env), spec.respawn_delay_s)

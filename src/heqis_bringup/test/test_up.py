@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from heqis_bringup import up
+from heqis_bringup.ament import find_share
 from heqis_bringup.cli import entry_points, main
+from heqis_bringup.launch_file import load_launch
 from heqis_core.errors import ConfigError
 from heqis_core.testing import wait_until
 from heqis_core.testing_bundle import write_test_bundle
@@ -21,6 +23,7 @@ PROGRAMS = {
     'heqis_gateway': ('gateway',),
     'heqis_supervisor': ('journal', 'supervisor', 'agent'),
     'heqis_compute': ('compute',),
+    'heqis_dashboard': ('dashboard',),
 }
 
 
@@ -63,7 +66,8 @@ def heqis_up(
     return subprocess.Popen(
         [
             *(sys.executable, '-m', 'heqis_bringup.cli', 'up', target),
-            *(f'bundle:={bundle(folder)}', *words),
+            *(() if target == 'dashboard' else (f'bundle:={bundle(folder)}',)),
+            *words,
         ],
         env=machine,
         cwd=folder,
@@ -120,6 +124,50 @@ def test_the_runner_can_be_forced(machine: dict[str, str], tmp_path: Path) -> No
     assert process.returncode == 0
 
 
+def test_the_page_alone_needs_no_bundle_and_keeps_its_logs_by_its_namespace(
+    machine: dict[str, str], tmp_path: Path
+) -> None:
+    with heqis_up(machine, tmp_path, 'dashboard', 'namespace:=lab', '--runner') as process:
+        assert process.stdout is not None
+        while '__ns:=/lab' not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert '__node:=viewer' in (tmp_path / 'run/lab/log/dashboard/viewer.log').read_text()
+
+
+def test_a_page_that_is_not_installed_is_refused_with_the_way_to_go_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, without, alone = (
+        load_launch(up.launch_path(target), given, find_share=find_share)
+        for target, given in (
+            ('gateway', {}),
+            ('gateway', {'dashboard': 'false'}),
+            ('dashboard', {}),
+        )
+    )
+    for plan in (board, without, alone):
+        up.check_dashboard(plan)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
+    lacks = r"\.launch\.yaml:\d+: package 'heqis_dashboard' is in none of"
+    with pytest.raises(ConfigError, match=f'gateway{lacks}.*: dashboard:=false$'):
+        up.check_dashboard(board)
+    up.check_dashboard(without)
+    with pytest.raises(ConfigError, match=f'dashboard{lacks}.*again$'):
+        up.check_dashboard(alone)
+
+
+def test_a_page_whose_requirements_are_not_installed_is_refused_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = load_launch(up.launch_path('gateway'), find_share=find_share)
+    monkeypatch.setattr(up, '_PAGE_NEEDS', ('json', 'heqis_no_such'))
+    with pytest.raises(ConfigError, match=r'needs heqis_no_such; pip.*: dashboard:=false$'):
+        up.check_dashboard(plan)
+
+
 @pytest.mark.parametrize(
     ('words', 'text'),
     [
@@ -163,7 +211,8 @@ def test_up_lists_the_launch_arguments(target: str, capsys: pytest.CaptureFixtur
     assert main(['up', target, '--show-args']) == 0
     out = capsys.readouterr().out
     assert '  namespace ' in out
-    assert '(zmq | dds); default ' in out
+    assert ('(zmq | dds); default ' in out) == (target != 'dashboard')
+    assert ('  dashboard_port ' in out) == (target != 'compute')
 
 
 def test_a_stop_signal_is_seen_and_the_second_one_is_urgent() -> None:

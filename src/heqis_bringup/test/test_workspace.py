@@ -37,6 +37,8 @@ ROSDEP_KEYS = {
     'rosidl_default_generators',
     'rosidl_default_runtime',
     'std_msgs',
+    'python3-dash-pip',
+    'python3-fastapi',
     'python3-hypothesis',
     'python3-msgpack',
     'python3-numba',
@@ -48,13 +50,17 @@ ROSDEP_KEYS = {
     'python3-pytest-timeout',
     'python3-rich',
     'python3-torch',
+    'python3-uvicorn',
+    'python3-websockets',
     'python3-yaml',
     'python3-zmq',
 }
 # Module -> rosdep key. None: rosdep has no key, a requirements file brings it.
 KEY_OF_MODULE = {
     'ament_index_python': 'rclpy',
+    'dash': 'python3-dash-pip',
     'diagnostic_msgs': 'diagnostic_msgs',
+    'fastapi': 'python3-fastapi',
     'lifecycle_msgs': 'lifecycle_msgs',
     'msgspec': None,
     'numba': 'python3-numba',
@@ -62,13 +68,17 @@ KEY_OF_MODULE = {
     'onnx': None,
     'onnxruntime': 'python3-onnxruntime-pip',
     'pandas': 'python3-pandas',
+    'plotly': None,
     'psutil': 'python3-psutil',
     'pyarrow': None,
     'rcl_interfaces': 'rcl_interfaces',
     'rclpy': 'rclpy',
     'rich': 'python3-rich',
+    'starlette': None,
     'std_msgs': 'std_msgs',
     'torch': 'python3-torch',
+    'uvicorn': 'python3-uvicorn',
+    'websockets': 'python3-websockets',
     'yaml': 'python3-yaml',
     'zmq': 'python3-zmq',
 }
@@ -85,8 +95,8 @@ def pins(role: str) -> list[str]:
 
 def test_the_workspace_has_the_packages_of_the_design() -> None:
     assert {
-        'heqis_bringup', 'heqis_compute', 'heqis_core', 'heqis_gateway', 'heqis_msgs', 'heqis_ros',
-        'heqis_supervisor', 'heqis_training',
+        'heqis_bringup', 'heqis_compute', 'heqis_core', 'heqis_dashboard', 'heqis_gateway',
+        'heqis_msgs', 'heqis_ros', 'heqis_supervisor', 'heqis_training',
     } <= set(PACKAGES)  # fmt: skip
     assert not (ROOT / 'package.xml').exists(), (
         'colcon would take the whole workspace for one package'
@@ -235,6 +245,7 @@ def test_launch_and_config_are_installed(folder: str) -> None:
     [
         ('heqis_bringup', 'heqis'),
         ('heqis_compute', 'compute'),
+        ('heqis_dashboard', 'dashboard'),
         ('heqis_gateway', 'gateway'),
         ('heqis_supervisor', 'agent'),
         ('heqis_supervisor', 'journal'),

@@ -21,6 +21,7 @@ __all__ = [
     'PREDICTIONS',
     'PROFILES',
     'SIGNALS',
+    'best_effort',
 ]
 
 
@@ -33,6 +34,11 @@ def _profile(
         reliability=reliability,
         durability=DurabilityPolicy.VOLATILE,
     )
+
+
+def best_effort(profile: QoSProfile) -> QoSProfile:
+    """Return the profile of a reader that only looks on: no writer ever waits for it."""
+    return _profile(profile.depth, ReliabilityPolicy.BEST_EFFORT)
 
 
 # One frame of 5400 symbols is about 1 MB and writer and reader each keep `depth` of them: the
