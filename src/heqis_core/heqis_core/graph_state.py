@@ -79,9 +79,12 @@ class NodeView:
         self.state = _state(beat.state)
         self.stages_us, self.info, self.pending = beat.stages_us, beat.info, beat.pending
         self.heard_s = now_s
+        # A new dict each time: another thread may be reading the old one.
+        counters = dict(self.counters)
         for name, value in beat.counters.items():
             before = 0 if name in GAUGES else self._before.get(name, 0)
-            self.counters[name] = before + value
+            counters[name] = before + value
+        self.counters = counters
 
 
 @dataclass
@@ -101,7 +104,8 @@ class GraphState:
 
     Attributes:
         nodes: every node heard of, by name.
-        texts, errors: the last events, and those of level ERROR, as one line each.
+        events: the last events.
+        errors: those of level ERROR as one line each.
         error_count: events of level ERROR.
         signals: the last released signals: symbol, action, score.
         symbols: every symbol that had a signal.
@@ -111,7 +115,7 @@ class GraphState:
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeView] = {}
-        self.texts: deque[str] = deque(maxlen=_KEEP_TEXTS)
+        self.events: deque[Event] = deque(maxlen=_KEEP_TEXTS)
         self.errors: deque[str] = deque(maxlen=_KEEP_TEXTS)
         self.error_count = 0
         self.signals: deque[tuple[str, str, float]] = deque(maxlen=8)
@@ -161,8 +165,8 @@ class GraphState:
 
     def happened(self, event: Event) -> None:
         """Take an event; those of level ERROR are counted and kept apart."""
+        self.events.append(event)
         text = f'{event.source} {event.kind} {event.subject}: {event.text}'
-        self.texts.append(text)
         if event.level >= Level.ERROR:
             self.errors.append(text)
             self.error_count += 1

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboard node: listens to the graph, catches up from gateway and journal, serves the page.
+
+It only looks on. Its subscriptions are best effort, so that no publisher ever waits for it, and
+what they lose comes from the gateway's history of bars and from the journal, once a second.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from diagnostic_msgs.msg import DiagnosticArray
+
+from heqis_core.errors import ConfigError, WireError
+from heqis_core.graph_state import GraphState
+from heqis_dashboard import server
+from heqis_dashboard.bell import Bell
+from heqis_dashboard.chart import Style
+from heqis_dashboard.feed import Feed
+from heqis_dashboard.journal_tail import BATCH, JournalTail
+from heqis_dashboard.live import PageData
+from heqis_dashboard.page import draw, make_app
+from heqis_dashboard.params import DASHBOARD
+from heqis_dashboard.views import Sources
+from heqis_msgs.msg import BarBlock, Decisions, Event, Heartbeat
+from heqis_msgs.srv import MissedBars
+from heqis_ros import qos
+from heqis_ros.convert import msg_to_block, msg_to_decisions
+from heqis_ros.graph_ears import GraphEars
+from heqis_ros.inbox import Inbox, Tray
+from heqis_ros.node import ManagedNode
+from heqis_ros.process import run_process
+
+LISTEN_S = 0.04
+"""Time between two looks at what came: what makes a page wait, and what bounds the work."""
+CATCH_UP_S = 1.0
+ANSWER_S = 2.0
+REPORT_S = 0.5
+_BYTES_PER_MB = 1_000_000
+
+
+class DashboardNode(ManagedNode):
+    """Shows a graph to people."""
+
+    PARAMS = DASHBOARD
+
+    def __init__(self) -> None:
+        """Create an unconfigured node, which brings itself up if its parameter says so."""
+        super().__init__()
+        self.AUTOSTART = bool(self.get_parameter('autostart').value)
+
+    def configure(self, params: Any) -> None:
+        """Listen on the port and to the topics; refuse a port that is taken."""
+        zone = _zone(params.timezone)
+        socket = server.bind(params.host, params.port, params.trusted_network)
+        self.defer(socket.close)
+        self.address = server.address_of(socket)
+        self._feed = Feed(params.history, params.history_mb * _BYTES_PER_MB)
+        self._state = GraphState()
+        self._bars_problem = ''
+        self._journal = JournalTail(params.journal, params.history) if params.journal else None
+        bell = Bell()
+        self._data = PageData(
+            title=self._where(),
+            feed=self._feed,
+            state=self._state,
+            sources=self._sources,
+            bell=bell,
+            style=Style(params.candles, zone, params.rising),
+            most=params.pages,
+            on_failure=self._on_page_failure,
+            draw=draw,
+        )
+        app = make_app(self._data, server.allowed_hosts(params.host))
+        self._listen_to_topics()
+        self._bars_client = self.client(MissedBars, 'gateway/missed_bars')
+        self.timer(REPORT_S, self._report)
+        self.worker('ears', lambda stop: self._listen(stop, bell))
+        self.worker('history', lambda stop: self._catch_up(stop, bell))
+        self.worker('web', lambda stop: server.serve(app.server, socket, bell, params.pages, stop))
+        self.get_logger().info(f'the page is at {self.address}')
+        self.set_info(self.address)
+
+    def _listen_to_topics(self) -> None:
+        inbox = Inbox(self, f'{self.get_name()}_inbox')
+        self.defer(inbox.close)
+        self._ears = GraphEars(self._state)
+        kinds = (
+            (Heartbeat, 'heartbeat', qos.HEARTBEAT, self._ears.heartbeat),
+            (Event, 'events', qos.EVENTS, self._ears.event),
+            (DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS, self._ears.diagnostics),
+            (BarBlock, 'bars', qos.BARS, self._on_bars),
+            (Decisions, 'decisions', qos.DECISIONS, self._on_decisions),
+        )
+        self._trays: list[tuple[Tray, Callable[[Any], None]]] = [
+            (inbox.listen(kind, topic, qos.best_effort(profile)), take)
+            for kind, topic, profile, take in kinds
+        ]
+
+    # --- the thread that listens ---
+
+    def _listen(self, stop: threading.Event, bell: Bell) -> None:
+        while not stop.wait(LISTEN_S):
+            n = 0
+            for tray, take in self._trays:
+                for message in tray.take():
+                    n += 1
+                    try:
+                        take(message)
+                    except WireError as error:
+                        self.count('bad_messages')
+                        self.get_logger().warning(f'not shown: {error}', throttle_duration_sec=5.0)
+            if n:
+                self.progress(n)
+                bell.ring()
+
+    def _on_bars(self, message: BarBlock) -> None:
+        self._feed.add_bars(message.stream, message.seq, msg_to_block(message))
+
+    def _on_decisions(self, message: Decisions) -> None:
+        if self._feed.add_decisions(msg_to_decisions(message)):
+            self._ears.decisions(message)
+
+    # --- the thread that catches up ---
+
+    def _catch_up(self, stop: threading.Event, bell: Bell) -> None:
+        try:
+            while not stop.is_set():
+                change = self._feed.change
+                self._read_journal(stop)
+                self._ask_for_bars(stop)
+                if self._feed.change != change:
+                    bell.ring()
+                stop.wait(CATCH_UP_S)
+        finally:
+            if self._journal is not None:
+                self._journal.close()
+
+    def _read_journal(self, stop: threading.Event) -> None:
+        journal = self._journal
+        while journal is not None and not stop.is_set():
+            frames, events = journal.look()
+            for event in events:
+                self._state.happened(event)
+            self.count('frames_from_journal', sum(map(self._feed.add_decisions, frames)))
+            if len(frames) < BATCH:
+                return
+
+    def _ask_for_bars(self, stop: threading.Event) -> None:
+        if not self._bars_client.service_is_ready():
+            self._bars_problem = ''  # the banner says that the gateway is not there
+            return
+        position = self._ask(stop, 1, 0)
+        while position is not None and position.stream and not stop.is_set():
+            wanted = self._feed.missing_bars(
+                position.stream, position.oldest_seq, position.next_seq
+            )
+            if wanted is None:
+                return
+            reply = self._ask(stop, *wanted)
+            if reply is None or not reply.blocks:
+                return
+            for block in reply.blocks:
+                self._feed.add_bars(block.stream, block.seq, msg_to_block(block))
+            self.count('bars_from_gateway', len(reply.blocks))
+            position.oldest_seq = max(position.oldest_seq, reply.oldest_seq)
+
+    def _ask(
+        self, stop: threading.Event, first_seq: int, last_seq: int
+    ) -> MissedBars.Response | None:
+        done = threading.Event()
+        request = MissedBars.Request(first_seq=first_seq, last_seq=last_seq)
+        future = self._bars_client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        deadline_s = time.monotonic() + ANSWER_S
+        while not done.wait(0.1):
+            if stop.is_set() or time.monotonic() > deadline_s:
+                self._bars_client.remove_pending_request(future)
+                if not stop.is_set():
+                    self._bars_problem = (
+                        'the gateway does not answer for missed bars: candles may be missing'
+                    )
+                return None
+        self._bars_problem = ''
+        return future.result()
+
+    # --- what is said ---
+
+    def _where(self) -> str:
+        return f'{self.get_namespace()} in ROS domain {self.context.get_domain_id()}'
+
+    def _sources(self) -> Sources:
+        journal = self._journal.error if self._journal is not None else ''
+        return Sources(self._where(), journal, self._bars_problem)
+
+    def _on_page_failure(self, error: BaseException) -> None:
+        self.count('page_failures')
+        self.get_logger().error(f'a page failed: {type(error).__name__}: {error}')
+
+    def _report(self) -> None:
+        for counters in (self._feed.counters, self._data.counters):
+            for name, value in counters.items():
+                self.set_counter(name, value)
+        self.set_counter('bytes_held', self._feed.n_bytes)
+        self.set_counter('bad_heartbeats', self._ears.refused)
+        self.set_info(f'{self.address}, {self._data.counters["pages"]} open')
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ConfigError(
+            f'parameter timezone is {name!r}, which no time zone is called; expected one like '
+            'Asia/Shanghai or UTC'
+        ) from None
+
+
+def main() -> int:
+    """Run the dashboard process."""
+    return run_process('dashboard', [DashboardNode])
+
+
+if __name__ == '__main__':
+    sys.exit(main())

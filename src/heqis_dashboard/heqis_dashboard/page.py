@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Dash app: its layout, and the one callback that lives as long as a page is open.
+
+Everything is served from this machine. Nothing on the page changes anything in the graph.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from dash import Dash, ctx, dcc, html
+from fastapi import FastAPI
+from plotly.io.json import to_json_plotly
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from heqis_dashboard.live import Live, PageData, Rows
+from heqis_dashboard.views import Notice, Row
+
+_ASSETS = Path(__file__).resolve().parent / 'assets'
+_LEVELS = ('info', 'warn', 'error')
+HEADINGS = {
+    'signals': ('bar', 'symbol', 'signal', 'score', 'next bar', 'reasons', 'bundle'),
+    'nodes': ('board', 'node', 'state', 'heard', 'restarts', 'drops', 'waiting', 'says'),
+    'latency': ('to stage', 'p50 ms', 'p99 ms'),
+    'flow': ('flow', 'count'),
+    'events': ('time', 'source', 'event', 'of', 'what happened'),
+}
+"""Tables of the page, by id."""
+
+
+def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
+    """Return the app of one node; `hosts` are the Host headers that are answered."""
+    # No pages of FastAPI's own: they would load scripts from elsewhere.
+    server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = Dash(
+        'heqis_dashboard',
+        server=server,
+        assets_folder=str(_ASSETS),
+        title=f'HEQIS {data.title}',
+        update_title='',
+        enable_mcp=False,
+        # There is always traffic; a page that nobody looks at must not fall silent.
+        websocket_inactivity_timeout=0,
+        websocket_heartbeat_interval=5000,
+    )
+    # Added last, so asked first.
+    server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.layout = lambda: layout(data.title)
+
+    async def live() -> None:
+        await Live(data, ctx.websocket).run()
+
+    app.callback(websocket=True, persistent=True)(live)
+    return app
+
+
+def layout(title: str) -> html.Div:
+    """Return the page before anything is known."""
+    return html.Div(
+        [
+            html.Header(
+                [
+                    html.H1(['HEQIS ', html.Span(title)]),
+                    html.Div(id='clock'),
+                    # Grows with everything that is pushed: assets/heqis.js watches it.
+                    html.Div('0', id='beat', hidden=True),
+                ]
+            ),
+            html.Div(html.P('connecting…', className='info'), id='banner', role='status'),
+            html.Main(
+                [
+                    html.Section(
+                        [
+                            dcc.Dropdown(id='symbol', placeholder='symbol', clearable=False),
+                            dcc.Graph(
+                                id='chart',
+                                config={
+                                    'displaylogo': False,
+                                    'scrollZoom': True,
+                                    'responsive': True,
+                                    'modeBarButtonsToRemove': ['select2d', 'lasso2d'],
+                                },
+                                figure={'data': [], 'layout': {}},
+                            ),
+                        ],
+                        id='market',
+                    ),
+                    _section('latest signals', 'signals'),
+                    _section('nodes', 'nodes'),
+                    html.Section(
+                        [_section('latency', 'latency'), _section('flow', 'flow')], id='figures'
+                    ),
+                    html.Section(_section('events', 'events'), id='happened'),
+                ]
+            ),
+            html.Footer('No investment advice: no signal is a promise of profit.'),
+            dcc.Store(id='kept', storage_type='session'),
+        ]
+    )
+
+
+def _section(heading: str, name: str) -> html.Section:
+    return html.Section([html.H2(heading), html.Div(table(name, []), id=name)])
+
+
+def table(name: str, rows: Sequence[Row]) -> Any:
+    """Return the rows of one of the tables as components."""
+    head = html.Thead(html.Tr([html.Th(text) for text in HEADINGS[name]]))
+    body = [
+        html.Tr([html.Td(cell) for cell in row.cells], className=_class_of(name, row))
+        for row in rows
+    ]
+    return html.Table([head, html.Tbody(body)])
+
+
+def draw(name: str, rows: Rows) -> Any:
+    """Return the banner or a table as the plain data that the browser gets, ready to be sent."""
+    if name == 'banner':
+        drawn = banner(cast('Sequence[Notice]', rows))
+    else:
+        drawn = table(name, cast('Sequence[Row]', rows))
+    return json.loads(to_json_plotly(drawn))
+
+
+def _class_of(name: str, row: Row) -> str:
+    return row.cells[2].lower() if name == 'signals' else _LEVELS[row.level]
+
+
+def banner(found: Sequence[Notice]) -> Any:
+    """Return the notices as components; nothing to say is said too."""
+    if not found:
+        return html.P('all is well', className='fine')
+    return [html.P(notice.text, className=_LEVELS[notice.level]) for notice in found]

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tables and the banner of the page say, as plain rows. Pure: state and times in.
+
+Every row is a tuple of texts with the level of each cell where it matters, so that a page can
+tell whether anything changed by comparing rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import tzinfo
+
+from heqis_core.control import Level
+from heqis_core.graph_state import GraphState, NodeView
+from heqis_dashboard.chart import clock_text, local_time
+from heqis_dashboard.feed import Mark
+
+SILENT_S = 1.0
+"""A node that was not heard for this long shows as lost: ten heartbeats."""
+GONE_S = 5.0
+"""No node at all for this long: the graph has ended, or cannot be reached."""
+_PREFIX = 'heqis/'
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One line of the banner."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its cells, and how bad it is."""
+
+    cells: tuple[str, ...]
+    level: Level = Level.INFO
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the node of this page gets its data, and what is wrong with that.
+
+    Attributes:
+        where: namespace and ROS domain.
+        journal: why the journal cannot be read; empty if it can or none is given.
+        bars: why the gateway's history cannot be asked; empty if it can.
+    """
+
+    where: str
+    journal: str = ''
+    bars: str = ''
+
+
+def notices(state: GraphState, sources: Sources, now_s: float) -> list[Notice]:
+    """Return what a person must know at once, worst first; nothing if all is well."""
+    nodes = list(state.nodes.values())
+    gone = list(_of_the_graph(nodes, sources, now_s))
+    found = [*gone, *_of_output(state)]
+    if not gone:
+        found += [notice for node in nodes if (notice := _of_node(node, now_s))]
+        found += _of_diagnostics(state)
+    if sources.journal:
+        found.append(Notice(Level.WARN, sources.journal))
+    if sources.bars:
+        found.append(Notice(Level.WARN, sources.bars))
+    return sorted(dict.fromkeys(found), key=lambda notice: -notice.level)
+
+
+def _of_the_graph(nodes: list[NodeView], sources: Sources, now_s: float) -> Iterable[Notice]:
+    # The dashboard's own process is heard whatever becomes of the graph.
+    others = [node for node in nodes if node.process != 'dashboard']
+    if not others:
+        text = f'no node is heard in {sources.where}: is the graph running? (heqis up all)'
+        yield Notice(Level.WARN, text)
+    elif (silent_s := min(_silence_s(node, now_s) for node in others)) > GONE_S:
+        text = f'the graph is silent for {silent_s:.0f} s: what is shown is old'
+        yield Notice(Level.ERROR, text)
+
+
+def _of_output(state: GraphState) -> Iterable[Notice]:
+    if state.total('kill_switch', 'risk_gate'):
+        yield Notice(Level.ERROR, 'the kill switch is engaged: every signal is refused')
+    if state.hold or state.total('hold', 'risk_gate'):
+        yield Notice(Level.ERROR, 'output is held: the supervisor says so')
+    elif state.total('holding', 'compute'):
+        yield Notice(Level.ERROR, 'output is held: the compute board hears no supervisor')
+    if state.stream_done():
+        yield Notice(Level.INFO, 'the source has ended, and every frame is durable')
+
+
+def _of_node(node: NodeView, now_s: float) -> Notice | None:
+    name = node.state_name(now_s, SILENT_S)
+    if name == 'active':
+        return None
+    if name == 'lost':
+        silent_s = _silence_s(node, now_s)
+        return Notice(_level(name), f'{node.name} is lost: not heard for {silent_s:.0f} s')
+    says = f': {node.info}' if node.info else ''
+    return Notice(_level(name), f'{node.name} is {name}{says}')
+
+
+def _level(state_name: str) -> Level:
+    if state_name in ('lost', 'finalized', 'unknown'):
+        return Level.ERROR
+    return Level.INFO if state_name == 'active' else Level.WARN
+
+
+def _of_diagnostics(state: GraphState) -> Iterable[Notice]:
+    for name, (level, message) in list(state.diagnostics.items()):
+        kind, _, subject = name.removeprefix(_PREFIX).partition('/')
+        if level >= Level.ERROR and kind in ('board', 'process', 'node'):
+            yield Notice(level, f'{kind} {subject}: {message}')
+
+
+def node_rows(state: GraphState, now_s: float) -> list[Row]:
+    """Return board, node, state, age of the heartbeat, restarts, drops, waiting, and what it says.
+
+    Gateway board first, each board headed by a row of its own.
+    """
+    rows: list[Row] = []
+    nodes = sorted(
+        list(state.nodes.values()), key=lambda n: (n.board != 'gateway', n.board, n.process)
+    )
+    for board in dict.fromkeys(node.board for node in nodes):
+        here = [node for node in nodes if node.board == board]
+        rows.append(_board_row(board, here, state, now_s))
+        rows += [_node_row(node, state, now_s) for node in here]
+    return rows
+
+
+def _board_row(board: str, nodes: list[NodeView], state: GraphState, now_s: float) -> Row:
+    level, says = state.diagnostics.get(f'{_PREFIX}board/{board}', (Level.INFO, ''))
+    silent_s = min(_silence_s(node, now_s) for node in nodes)
+    if silent_s > SILENT_S:
+        level, says = Level.ERROR, 'no heartbeat of any node'
+    processes = {node.process: node.name for node in nodes}
+    restarts = sum(state.restarts(name) for name in processes.values())
+    drops = sum(node.drops for node in nodes)
+    name = 'lost' if silent_s > SILENT_S else level.name.lower() if level else 'ok'
+    return Row((board, '', name, _age(silent_s), str(restarts), str(drops), '', says), level)
+
+
+def _node_row(node: NodeView, state: GraphState, now_s: float) -> Row:
+    name = node.state_name(now_s, SILENT_S)
+    cells = (
+        *('', node.name, name, _age(_silence_s(node, now_s))),
+        *(str(state.restarts(node.name)), str(node.drops), str(node.pending), node.info),
+    )
+    return Row(cells, _level(name))
+
+
+def latency_rows(state: GraphState) -> list[Row]:
+    """Return stage, p50 and p99 in milliseconds, over the last frames."""
+    return [
+        Row(('bar to signal' if name == 'ingest_to_signal' else name, _ms(p50), _ms(p99)))
+        for name, (p50, p99) in state.latency_us().items()
+    ]
+
+
+def flow_rows(state: GraphState) -> list[Row]:
+    """Return what has passed: a name and a count each."""
+    flow = (
+        ('bars in', 'bars_in', 'gateway'),
+        ('bars rejected', 'bars_rejected', 'gateway'),
+        ('frames sent', 'frames_sent', 'gateway'),
+        ('sent again', 'frames_resent', 'gateway'),
+        ('frames open', 'frames_open', 'gateway'),
+        ('frames received', 'frames_received', 'compute'),
+        ('gaps', 'gaps', 'compute'),
+        ('frames durable', 'frames', 'risk_gate'),
+        ('signals released', 'signals', 'risk_gate'),
+    )
+    return [Row((label, f'{state.total(counter, node):,}')) for label, counter, node in flow]
+
+
+def event_rows(state: GraphState, zone: tzinfo, n: int) -> list[Row]:
+    """Return time, source, kind, what it happened to and a sentence, newest first."""
+    return [
+        Row(
+            (
+                local_time(event.stamp_ns, zone).strftime('%m-%d %H:%M:%S'),
+                *(event.source, event.kind, event.subject, event.text),
+            ),
+            event.level,
+        )
+        for event in reversed(list(state.events)[-n:])
+    ]
+
+
+def signal_rows(signals: Iterable[Mark], zone: tzinfo) -> list[Row]:
+    """Return bar time, symbol, action, score, predicted return, reasons and bundle."""
+    return [
+        Row(
+            (
+                clock_text(mark.time_ns, zone),
+                mark.symbol,
+                mark.kind,
+                f'{mark.score:+.3f}',
+                f'{mark.predicted_return:+.2%}',
+                ', '.join(mark.reasons),
+                mark.bundle_id[:8],
+            )
+        )
+        for mark in signals
+    ]
+
+
+def _silence_s(node: NodeView, now_s: float) -> float:
+    return max(0.0, now_s - node.heard_s)
+
+
+def _age(seconds: float) -> str:
+    return f'{seconds:.1f} s' if seconds < 100 else f'{seconds / 60:.0f} min'
+
+
+def _ms(us: float) -> str:
+    return f'{us / 1000:,.2f}' if us < 100_000 else f'{us / 1000:,.0f}'
