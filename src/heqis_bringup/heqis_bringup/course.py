@@ -24,14 +24,14 @@ class Course:
 
     Attributes:
         expected: nodes that make the graph complete.
-        duration_s: after so long the run is over.
+        duration_s: after so long the run is over; None if only a person ends it.
         reason: why it is over: finished, duration, interrupted; `failed` until then.
         seconds: times from the start: `up` (all nodes active), `first_signal`.
         problems: one line for each thing that went wrong.
     """
 
     expected: Sequence[str]
-    duration_s: float
+    duration_s: float | None
     reason: str = 'failed'
     seconds: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -51,11 +51,16 @@ class Course:
         if state.all_active(self.expected, now_s):
             self.seconds.setdefault('up', elapsed_s)
         up = 'up' in self.seconds
-        if interrupted:
-            self.reason = 'interrupted'
-        elif up and state.stream_done():
+        finished = up and state.stream_done()
+        if finished:
             self.reason = 'finished'
-        elif elapsed_s >= self.duration_s:
+        elif interrupted:
+            self.reason = 'interrupted'
+        if interrupted or (finished and self.duration_s is not None):
+            return f'ending ({self.reason})', False
+        if finished:
+            return 'finished, Ctrl-C ends it', True
+        if self.duration_s is not None and elapsed_s >= self.duration_s:
             self.reason = 'duration'
             if not up:
                 self.problems.append(self._not_up(state, now_s, elapsed_s))

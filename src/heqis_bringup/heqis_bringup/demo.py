@@ -24,8 +24,10 @@ from heqis_bringup.ament import find_share
 from heqis_bringup.course import Course, expected_nodes
 from heqis_bringup.demo_setup import (
     DataChoice,
+    can_show_page,
     choose_domain,
     free_endpoints,
+    page_port,
     train,
     training_command,
 )
@@ -41,22 +43,29 @@ from heqis_core.io.journal import Journal
 if TYPE_CHECKING:
     from heqis_bringup.monitor_node import Monitor
 
+DURATION_S = 30.0
+"""Of a run that nobody asked to last and that has no page to look at."""
+_PAGE = 'dashboard'
 ENDPOINTS = ('frames', 'decisions', 'requests', 'control')
 _ENGINES = ('onnxruntime', 'rknn', 'tensorrt')
 _TICK_S = 0.1
 _LIVE_S = 0.25
 _LINE_S = 2.0
 _EXAMPLES = """examples:
-  heqis demo                                        eight simulated symbols
+  heqis demo                                        eight simulated symbols, until Ctrl-C
   heqis demo --data prices/ --duration 30           train on the first part, stream the rest
   heqis demo --data prices/ --bundle output/bundles/ID --pace 0 --report run.json
-  heqis demo --transport dds
+  heqis demo --transport dds --duration 60 dashboard:=false
 """
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     'data': {'metavar': 'PATH', 'type': Path, 'help': 'CSV or Parquet, a file or a folder'},
-    'duration': {'metavar': 'S', 'type': float, 'default': 30.0, 'help': 'at most; default 30'},
+    'duration': {
+        'metavar': 'S',
+        'type': float,
+        'help': 'at most; default: until Ctrl-C with the page, 30 without (dashboard:=false)',
+    },
     'transport': {'choices': ('zmq', 'dds'), 'default': 'zmq', 'help': 'default zmq'},
     'bundle': {'metavar': 'DIR', 'type': Path, 'help': 'run this bundle, do not train one'},
     'report': {'metavar': 'FILE', 'type': Path, 'help': 'write the summary as JSON'},
@@ -98,7 +107,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'demo',
         help='train, start both boards and watch them work',
         description='Train a bundle unless one is given, run the whole graph as separate '
-        'processes, show it live, and end after the last bar, after --duration, or on Ctrl-C.',
+        'processes, show it live here and on a page in the browser. With --duration it ends '
+        'after the last bar or after that time, else on Ctrl-C.',
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -169,6 +179,7 @@ class _Demo:
     console: Console
     stopped: Callable[[], bool]
     course: Course = field(init=False)
+    page: str = ''
     final_states: dict[str, str] = field(default_factory=dict)
     incidents: list[str] = field(default_factory=list)
 
@@ -185,6 +196,8 @@ class _Demo:
             'limit': str(self.args.limit),
             'pace': str(self.args.pace),
             'state': str(self.run_dir),
+            'dashboard': 'true' if can_show_page() else 'false',
+            'dashboard_port': str(page_port()),
             **free_endpoints(ENDPOINTS, extra),
             **extra,
         }
@@ -193,7 +206,13 @@ class _Demo:
         self.namespace = next(p.namespace for p in plan.processes) or '/'
         self.journal = Path(plan.values['journal'])
         graph = Path(plan.values['config']) / 'graph.yaml'
-        self.course = Course(expected_nodes(graph), self.args.duration)
+        started = {process.executable for process in plan.processes}
+        if _PAGE in started:
+            self.page = f'http://{plan.values["dashboard_host"]}:{plan.values["dashboard_port"]}'
+        duration_s = self.args.duration
+        if duration_s is None and not self.page:
+            duration_s = DURATION_S
+        self.course = Course(expected_nodes(graph, started), duration_s)
         # For the monitor in this process and for the processes alike.
         os.environ['ROS_DOMAIN_ID'] = str(self.domain)
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
@@ -205,6 +224,11 @@ class _Demo:
         self.console.print(
             f'run folder {self.run_dir}, ROS domain {self.domain}', soft_wrap=True, markup=False
         )
+        if self.page:
+            how_long = 'until Ctrl-C' if self.course.duration_s is None else 'while this runs'
+            self.console.print(f'page {self.page} ({how_long})', soft_wrap=True, markup=False)
+        elif not can_show_page():
+            self.console.print('no page: requirements/dashboard.txt is not installed')
         self.started_s = time.monotonic()
         with runner:
             # Imported only now: the processes come up meanwhile.
@@ -258,8 +282,9 @@ class _Demo:
     def _screen(self, runner: LaunchRunner, phase: str, now_s: float) -> Screen:
         views = runner.processes()
         source = 'simulator' if self.data.path is None else self.data.path.name
+        title = f'{source}, {self.args.transport}, bundle {self.bundle.manifest.bundle_id}'
         return Screen(
-            f'{source}, {self.args.transport}, bundle {self.bundle.manifest.bundle_id}',
+            f'{title}, {self.page}' if self.page else title,
             phase,
             now_s - self.started_s,
             {view.name: view.restarts for view in views},
@@ -300,6 +325,7 @@ class _Demo:
             seconds=self.course.seconds,
             restarts={view.name: view.restarts for view in runner.processes()},
             journal_path=str(self.journal),
+            page=self.page,
         )
         return reports.build_report(state, figures, facts, self.final_states)
 

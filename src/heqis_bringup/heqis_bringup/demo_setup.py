@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -24,6 +25,9 @@ from heqis_core.io.files import load_bars
 
 SIMULATED_BARS = 1500
 """Event times of a simulated market that a demo trains on; the graph streams what follows."""
+
+PAGE_PORT = 8050
+"""Where the page is if nothing else is."""
 
 _PORTS = range(20_000, 32_000)
 _DOMAINS = range(1, 102)
@@ -112,6 +116,19 @@ def free_endpoints(names: Sequence[str], given: Mapping[str, str]) -> dict[str, 
         ports.remove(port)
         result[name] = f'tcp://127.0.0.1:{port}'
     return result
+
+
+def page_port() -> int:
+    """Return the port of the dashboard's page: the usual one, or a free one if that is taken."""
+    if _can_bind(socket.SOCK_STREAM, PAGE_PORT):
+        return PAGE_PORT
+    endpoint = free_endpoints(('page',), {})['page']
+    return int(endpoint.rpartition(':')[2])
+
+
+def can_show_page() -> bool:
+    """Whether the dashboard and what it needs are installed."""
+    return all(map(importlib.util.find_spec, ('heqis_dashboard', 'dash', 'fastapi', 'uvicorn')))
 
 
 def choose_domain(given: str | None) -> int:

@@ -39,6 +39,7 @@ class RunFacts:
             never reached.
         restarts: of each process, by the runner's names.
         journal_path: where the journal is.
+        page: address of the page while the graph ran; empty if there was none.
     """
 
     transport: str
@@ -52,6 +53,7 @@ class RunFacts:
     seconds: Mapping[str, float]
     restarts: Mapping[str, int]
     journal_path: str
+    page: str = ''
 
 
 def build_report(
@@ -102,6 +104,7 @@ def build_report(
         'incidents': list(facts.incidents),
         'seconds': {name: round(value, 3) for name, value in facts.seconds.items()},
         'journal': facts.journal_path,
+        'page': facts.page,
     }
 
 

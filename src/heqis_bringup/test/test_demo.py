@@ -17,6 +17,7 @@ from heqis_bringup.demo_setup import (
     check_data,
     choose_domain,
     free_endpoints,
+    page_port,
     train,
     training_command,
 )
@@ -58,6 +59,24 @@ def test_a_run_comes_up_streams_and_finishes() -> None:
     assert step(course, 105.0, state) == ('ending (finished)', False)
     assert course.seconds == {'up': 2.0, 'first_signal': 4.5}
     assert (course.reason, course.problems) == ('finished', [])
+
+
+def test_without_a_duration_only_a_person_ends_a_run_that_is_finished() -> None:
+    course, state = Course(('gateway',), None), GraphState()
+    step(course, 102.0, hear(state, 102.0))
+    assert step(course, 5000.0, hear(state, 5000.0)) == ('streaming', True)
+    hear(state, 5001.0, source_done=1, frames_open=0)
+    assert step(course, 5001.0, state) == ('finished, Ctrl-C ends it', True)
+    hear(state, 9000.0, source_done=1, frames_open=0)
+    assert step(course, 9000.0, state, stop=True) == ('ending (finished)', False)
+    assert course.problems == []
+
+
+def test_the_page_has_its_usual_port_or_another_if_that_is_taken() -> None:
+    port = page_port()
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', port))
+        assert page_port() != port
 
 
 def test_duration_and_signals_end_a_good_run_well() -> None:
@@ -107,7 +126,7 @@ def test_the_shipped_graph_names_the_nodes_that_launch_starts() -> None:
     plan = load_launch(
         ROOT / 'launch' / 'all.launch.yaml', find_share=lambda p: pytest.fail(f'asked for {p}')
     )
-    assert len(plan.processes) == 6
+    assert len(plan.processes) == 7
 
 
 def test_an_optional_process_is_waited_for_only_if_it_is_started() -> None:

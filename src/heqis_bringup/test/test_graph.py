@@ -11,11 +11,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +20,15 @@ from typing import Any
 import psutil
 import pytest
 
+from heqis_bringup import testing_demo
+from heqis_bringup.testing_demo import Run, heqis
 from heqis_core.bars import BAR_FIELDS, BarStatus
-from heqis_core.errors import JournalError
-from heqis_core.io.journal import Journal
 from heqis_core.simulator import MarketSimulator
 from heqis_core.testing import wait_until
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(200)]
 
 DAYS, SYMBOLS = 520, 4
-HEQIS = (sys.executable, '-m', 'heqis_bringup.cli')
-RUN_TIMEOUT_S = 150
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,6 @@ class Case:
     bundle: Path
     digest: str
     frames: int
-
-
-def heqis(*args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    command = [*HEQIS, *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False, **kwargs
-    )
 
 
 @pytest.fixture(scope='session')
@@ -88,84 +76,10 @@ def write_bars(folder: Path) -> Path:
     return folder
 
 
-class Run:
-    """One `heqis demo` in the background."""
-
-    def __init__(self, case: Case, folder: Path, *options: object) -> None:
-        self.folder = folder
-        self.report_file = folder / 'report.json'
-        command = [
-            *HEQIS, 'demo', '--data', case.data, '--bundle', case.bundle, '--run-dir', folder,
-            '--report', self.report_file, '--duration', 120, *options,
-        ]  # fmt: skip
-        self.log = (folder / 'demo.log').open('w')
-        self.process = subprocess.Popen(
-            [str(word) for word in command], stdout=self.log, stderr=subprocess.STDOUT
-        )
-
-    def children(self) -> list[psutil.Process]:
-        try:
-            return psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-
-    def find(self, package: str, executable: str) -> psutil.Process | None:
-        """Return the running process of an executable of a package."""
-        wanted = f'{package}/{executable}'
-        for child in self.children():
-            try:
-                if any(word.endswith(wanted) for word in child.cmdline()):
-                    return child
-            except psutil.Error:
-                continue
-        return None
-
-    def committed(self) -> int:
-        """Return how many frames are durable now."""
-        path = self.folder / 'journal.db'
-        try:
-            with Journal.open(path, read_only=True, check=False) as journal:
-                return journal.counts()['frames']
-        except JournalError:
-            return 0  # not made yet
-
-    def kill(self, package: str, executable: str) -> None:
-        process = self.find(package, executable)
-        assert process is not None, f'{package}/{executable} does not run'
-        process.kill()
-
-    def report(self) -> dict[str, Any]:
-        """Wait for the end of the run and return its report."""
-        code = self.process.wait(RUN_TIMEOUT_S)
-        assert code == 0, self.text()
-        return json.loads(self.report_file.read_text())
-
-    def text(self) -> str:
-        self.log.flush()
-        return (self.folder / 'demo.log').read_text()[-6000:]
-
-    def stop(self) -> None:
-        children = self.children()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        self.log.close()
-        _, alive = psutil.wait_procs(children, timeout=5)
-        for process in alive:
-            process.kill()
-        assert not alive, f'left behind: {[p.name() for p in alive]}'
-
-
-@contextmanager
-def running(case: Case, folder: Path, *options: object) -> Iterator[Run]:
-    run = Run(case, folder, *options)
-    try:
-        yield run
-    finally:
-        run.stop()
+def running(case: Case, folder: Path, *options: object) -> AbstractContextManager[Run]:
+    # Without the page: test_page.py has it, and shows that it changes no decision.
+    given = ('--duration', 120, *options, 'dashboard:=false')
+    return testing_demo.running(case.data, case.bundle, folder, *given)
 
 
 def check_complete(case: Case, report: dict[str, Any]) -> None:
@@ -251,7 +165,8 @@ def test_a_graph_on_a_port_that_is_taken_says_so(case, tmp_path):
         port = taken.getsockname()[1]
         done = heqis(
             'demo', '--data', case.data, '--bundle', case.bundle, '--run-dir', tmp_path,
-            '--duration', 15, f'decisions:=tcp://127.0.0.1:{port}', env=os.environ,
+            '--duration', 15, f'decisions:=tcp://127.0.0.1:{port}', 'dashboard:=false',
+            env=os.environ,
         )  # fmt: skip
     assert done.returncode != 0
     assert str(port) in done.stdout + done.stderr
