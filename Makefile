@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # What `make demo`, `make bench` and `make test` understand, on the command line or from the environment.
 export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS LIMIT RUN_DIR ARGS NAME JSON PACKAGES
 
-.PHONY: help setup build demo test lint format bench docs clean distclean
+.PHONY: help setup build demo test lint format bench docs picture clean distclean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ bench: setup ## run a benchmark: NAME=latency JSON=file.json (all of them withou
 
 docs: setup ## write the generated parts of docs/
 	@exec scripts/docs.sh
+
+picture: setup ## take docs/page.png from the page of a running graph (needs Chromium)
+	@exec scripts/picture.sh
 
 clean: ## remove what was built and what runs left behind
 	@rm -rf build install log run output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

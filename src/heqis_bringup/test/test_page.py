@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -43,6 +44,10 @@ PICTURE = os.environ.get('HEQIS_PICTURE', '')
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     data = shared_data() / 'ashare_daily' / 'tushare_raw_2020_2024'
     folder = tmp_path_factory.mktemp('page')
+    if PICTURE:  # no folder of a test run in the README
+        folder = Path('run/picture')
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
     trained = heqis('train', '--data', data, '--out', folder / 'bundles', '--epochs', 3, '--json')
     assert trained.returncode == 0, trained.stderr
     bundle = Path(json.loads(trained.stdout.splitlines()[-1])['bundle']['path'])
@@ -160,7 +165,8 @@ def test_tables_name_every_node_and_stage(page: Watched) -> None:
     assert 'bar to signal' in latency
     assert all_is_well(page)
     if PICTURE:
-        page.page.screenshot(path=PICTURE)
+        page.page.mouse.move(0, 0)
+        page.page.screenshot(path=PICTURE, full_page=True)
 
 
 def test_a_killed_compute_process_shows_within_two_seconds(page: Watched, run: Run) -> None:

@@ -23,7 +23,10 @@ MAX_STREAMS = 16
 """A stream beyond these is refused and counted: names come from the wire."""
 KEEP_SIGNALS = 200
 """Newest signals, of all symbols, that are kept for the table."""
-REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
+# Plain numbers: a look at an enum costs more than everything else that is done for a candle.
+_VALID, _NONE = int(BarStatus.VALID), int(Action.NONE)
+_KINDS = {int(action): action.name for action in (Action.BUY, Action.SELL)}
+_REFUSALS = int(Reason.STALE | Reason.HELD | Reason.KILL_SWITCH)
 """Reasons by which the risk gate turned a signal into NONE."""
 
 
@@ -158,6 +161,13 @@ class Feed:
             self.counters['bars'] += 1
             self._forget()
             return True
+
+    def skip_bars(self, stream: str, seq: int) -> None:
+        """Ask no more for a bar block that came and cannot be read."""
+        with self._lock:
+            found = self._stream(stream)
+            if found is not None:
+                self._note_seq(found, seq)
 
     def add_decisions(self, decisions: Decisions) -> bool:
         """Take the decisions of one frame; return whether they were new."""
@@ -362,7 +372,7 @@ def _last_candles(stream: _Stream, symbol: str, place: int, limit: int) -> list[
             break
         block = stream.moments[time_ns].block
         at = None if block is None else _place(block.symbols, symbol, place)
-        if block is not None and at is not None and block.status[at] == BarStatus.VALID:
+        if block is not None and at is not None and block.status[at] == _VALID:
             found.append(time_ns)
     return found[::-1]
 
@@ -376,7 +386,7 @@ def _place(symbols: tuple[str, ...], symbol: str, guess: int) -> int | None:
 
 def _candle(block: BarBlock | None, symbol: str, place: int) -> Candle | None:
     at = None if block is None else _place(block.symbols, symbol, place)
-    if block is None or at is None or block.status[at] != BarStatus.VALID:
+    if block is None or at is None or block.status[at] != _VALID:
         return None
     opened, high, low, close, volume, _ = block.values[:, at].tolist()
     return Candle(
@@ -389,15 +399,15 @@ def _mark(decisions: Decisions | None, symbol: str, place: int) -> Mark | None:
     if decisions is None or at is None:
         return None
     action, reasons = int(decisions.action[at]), int(decisions.reasons[at])
-    refused = action == Action.NONE and bool(reasons & REFUSALS)
-    if action not in (Action.BUY, Action.SELL) and not refused:
+    refused = action == _NONE and bool(reasons & _REFUSALS)
+    if action not in _KINDS and not refused:
         return None
     down, flat, up = decisions.probabilities[at].tolist()
     return Mark(
         decisions.stream,
         symbol,
         decisions.event_time_ns,
-        'REFUSED' if refused else Action(action).name,
+        'REFUSED' if refused else _KINDS[action],
         float(decisions.score[at]),
         (down, flat, up),
         float(decisions.predicted_return[at]),

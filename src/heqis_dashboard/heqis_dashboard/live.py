@@ -37,9 +37,9 @@ from heqis_dashboard.views import (
 
 PAUSE_S = 0.1
 """Least time between two pushes to one page."""
-TICK_S = 0.25
+TICK_S = 0.4
 """Longest time between two pushes: ages and states move without news."""
-PARTS_S = 0.25
+PARTS_S = 0.4
 """How old the banner and the tables may be that pages share."""
 LATENCY_S = 1.0
 ANSWER_S = 10.0
@@ -172,14 +172,12 @@ class Live:
     async def _serve(self, socket: Socket) -> None:
         kept = await self._ask(socket, 'kept', 'data')
         self._kept = kept if isinstance(kept, str) else None
-        wish = await self._ask(socket, 'symbol', 'value')
         while not socket.is_shutdown:
-            self._push(wish)
+            # The answer comes when the page has taken in what was sent before.
+            self._push(await self._ask(socket, 'symbol', 'value'))
             self._beat += 1
             self._set('beat', children=str(self._beat))
             self._data.counters['pushes'] += 1
-            # The answer comes when the page has taken in what was just sent.
-            wish = await self._ask(socket, 'symbol', 'value')
             await asyncio.sleep(PAUSE_S)
             if self._data.feed.change == self._change:
                 await self._data.bell.wait(TICK_S)

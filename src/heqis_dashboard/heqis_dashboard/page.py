@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Dash app: its layout, and the one callback that lives as long as a page is open.
+"""The Dash app: its layout, and the callback that lives as long as a page is open.
 
 Everything is served from this machine. Nothing on the page changes anything in the graph.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from dash import Dash, ctx, dcc, html
+from dash import Dash, Input, ctx, dcc, html
 from fastapi import FastAPI
 from plotly.io.json import to_json_plotly
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -53,7 +53,11 @@ def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
     async def live() -> None:
         await Live(data, ctx.websocket).run()
 
+    async def chosen(_symbol: str) -> None:
+        data.bell.ring()  # the page is asked at once what it shows now
+
     app.callback(websocket=True, persistent=True)(live)
+    app.callback(Input('symbol', 'value'), websocket=True, prevent_initial_call=True)(chosen)
     return app
 
 

@@ -28,9 +28,8 @@ def bind(host: str, port: int, trusted_network: bool) -> socket.socket:
     """Return a bound socket; raise ConfigError if it may not or cannot be had."""
     if not (trusted_network or is_loopback(host)):
         raise ConfigError(
-            f'parameter host is {host!r}: off loopback anyone in the network could read the page, '
-            'without a password and unencrypted; use 127.0.0.1 and a tunnel (ssh -L), or set '
-            'trusted_network'
+            f'parameter host is {host!r}, off loopback: the page has no password and is not '
+            'encrypted; use 127.0.0.1 and a tunnel (ssh -L), or set trusted_network'
         )
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -83,11 +82,7 @@ def allowed_hosts(host: str) -> list[str]:
 
 def serve(app: Any, bound: socket.socket, bell: Bell, pages: int, stop: threading.Event) -> None:
     """Serve an ASGI app until `stop` is set; the socket stays bound for the next time."""
-    try:
-        asyncio.run(_serve(app, bound.dup(), bell, pages, stop))
-    except SystemExit:
-        # uvicorn's answer to an app that does not start, which it has logged.
-        raise HeqisError('the web server ended by itself: the page does not start') from None
+    asyncio.run(_serve(app, bound.dup(), bell, pages, stop))
 
 
 async def _serve(
@@ -106,7 +101,7 @@ async def _serve(
     )
     server = uvicorn.Server(config)
     with bell.hung():
-        task = asyncio.create_task(server.serve([listening]))
+        task = asyncio.create_task(_run(server, listening))
         while not task.done():
             if stop.is_set():
                 server.should_exit = True
@@ -115,3 +110,11 @@ async def _serve(
         await task
     if not stop.is_set():
         raise HeqisError(f'the web server ended by itself (process {os.getpid()})')
+
+
+async def _run(server: uvicorn.Server, listening: socket.socket) -> None:
+    try:
+        await server.serve([listening])
+    except SystemExit:
+        # Its answer to an app that does not start; it has logged why.
+        raise HeqisError('the web server ended by itself: the page does not start') from None

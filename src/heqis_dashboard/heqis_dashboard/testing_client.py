@@ -64,7 +64,9 @@ class DashClient:
         self.n_pushes = 0
         self._id = str(uuid.uuid4())
         self._output = ''
+        self._callbacks: list[dict[str, Any]] = []
         self._requests = 0
+        self._page = ''
         self._socket: ClientConnection | None = None
         self._unanswered: list[dict[str, Any]] = []
         self._push = Push()
@@ -79,8 +81,8 @@ class DashClient:
     async def connect(self) -> None:
         """Load the page and connect it; when it was loaded before, connect it again as it is."""
         if not self._output:
-            layout, dependencies = await asyncio.to_thread(self._load)
-            self._output = next(each['output'] for each in dependencies if each['persistent'])
+            layout, self._callbacks = await asyncio.to_thread(self._load)
+            self._output = next(each['output'] for each in self._callbacks if each['persistent'])
             self.props = dict(_props_of(layout))
         self._push, self._unanswered, self.result = Push(), [], None
         self._socket = await connect(
@@ -89,21 +91,15 @@ class DashClient:
             max_size=None,
             proxy=None,
         )
-        self._requests += 1
-        await self._send(
-            {
-                'type': 'callback_request',
-                'rendererId': self._id,
-                'requestId': f'{self._id}-{self._requests}',
-                'payload': {
-                    'output': self._output,
-                    'outputs': [],
-                    'inputs': [],
-                    'changedPropIds': [],
-                    'parsedChangedPropsIds': [],
-                },
-            }
-        )
+        self._page = await self._call(self._output, [])
+
+    async def change(self, component: str, name: str, value: Any) -> None:
+        """Change a property as a person does, and tell the callbacks that it is an input of."""
+        self.props[component, name] = value
+        for callback in self._callbacks:
+            if {'id': component, 'property': name} in callback['inputs']:
+                keys = [(each['id'], each['property']) for each in callback['inputs']]
+                await self._call(callback['output'], keys, f'{component}.{name}')
 
     async def run(self) -> None:
         """Take pushes and answer questions until cancelled or until the server ends it."""
@@ -158,7 +154,7 @@ class DashClient:
                     self._unanswered.append(part)
                 else:
                     await self._answer(part)
-            elif part['type'] == 'callback_response':
+            elif part['type'] == 'callback_response' and part['requestId'] == self._page:
                 self.result = part['payload']
                 self._news.set()
 
@@ -174,6 +170,28 @@ class DashClient:
             self.n_pushes += 1
             self._push = Push()
             self._news.set()
+
+    async def _call(self, output: str, inputs: list[Key], *changed: str) -> str:
+        self._requests += 1
+        request = f'{self._id}-{self._requests}'
+        payload = {
+            'output': output,
+            'outputs': [],
+            'inputs': [
+                {'id': key[0], 'property': key[1], 'value': self.props.get(key)} for key in inputs
+            ],
+            'changedPropIds': list(changed),
+            'parsedChangedPropsIds': list(changed),
+        }
+        await self._send(
+            {
+                'type': 'callback_request',
+                'rendererId': self._id,
+                'requestId': request,
+                'payload': payload,
+            }
+        )
+        return request
 
     async def _answer(self, question: dict[str, Any]) -> None:
         asked = question['payload']

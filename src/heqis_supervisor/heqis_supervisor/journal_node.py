@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
 from typing import Any
 
 from heqis_core.errors import WireError
@@ -68,7 +69,13 @@ class JournalNode(ManagedNode):
         self._store.check()
         for name in ('predictions_dropped', 'events_dropped', 'commit_errors'):
             self.set_counter(name, self._store.counters[name])
-        self.set_info(self._store.error or str(self.params.path))
+        self.set_info(self._store.error or _from_here(self.params.path))
+
+
+def _from_here(path: str) -> str:
+    """Return a path as people in the folder of this process would write it."""
+    here, given = Path.cwd(), Path(path).absolute()
+    return str(given.relative_to(here)) if given.is_relative_to(here) else path
 
 
 def main() -> int:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page in a real browser, without a graph behind it: never blank, whatever is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from heqis_core.control import Event, Level
+from heqis_core.simulator import MarketSimulator
+from heqis_core.testing import wait_until
+from heqis_core.testing_graph import make_beat
+from heqis_dashboard.live import PageData
+from heqis_dashboard.testing_browser import browser, open_page, why_no_browser
+from heqis_dashboard.views import Sources
+
+pytestmark = pytest.mark.skipif(
+    bool(why_no_browser()), reason=why_no_browser() or 'there is a browser'
+)
+DEADLINE_S = 20
+
+
+@pytest.fixture(scope='module')
+def chromium() -> Iterator[Any]:
+    with browser() as running:
+        yield running
+
+
+def text_of(watched: Any, selector: str) -> str:
+    return str(watched.page.inner_text(selector))
+
+
+def test_a_page_of_a_dead_graph_says_so_and_waits(served: Any, data: PageData, chromium) -> None:
+    data.sources = lambda: Sources('/desk in ROS domain 7', journal='no journal at run/x.db')
+    watched = open_page(chromium, served.url)
+    wait_until(lambda: 'no node is heard' in text_of(watched, '#banner'), DEADLINE_S, 'the banner')
+    assert '/desk in ROS domain 7' in text_of(watched, '#banner')
+    assert 'no journal at run/x.db' in text_of(watched, '#banner')
+    wait_until(lambda: 'no bars of any symbol yet' in text_of(watched, '#chart'), DEADLINE_S, '')
+    assert text_of(watched, '#clock') == 'no bar yet'
+
+    block = MarketSimulator(3, 7).next_block()
+    data.feed.add_bars('daily', 0, block)
+    data.state.beat(make_beat('gateway', 1, 1), time.monotonic())
+    data.bell.ring()
+    wait_until(
+        lambda: watched.chart('chart.data[0].x.length') == 1, DEADLINE_S, 'its first candle'
+    )
+    assert 'no bars' not in text_of(watched, '#chart')
+    assert watched.complaints == []
+    assert watched.foreign == []
+
+
+def test_what_a_node_says_is_text_and_never_markup(served: Any, data: PageData, chromium) -> None:
+    attack = '<img src=x onerror="document.title=1">'
+    data.state.happened(Event(time.time_ns(), Level.ERROR, attack, attack, attack, attack))
+    data.state.beat(make_beat('gateway', 1, 1, node=attack), time.monotonic())
+    watched = open_page(chromium, served.url)
+    wait_until(lambda: attack in text_of(watched, '#events'), DEADLINE_S, 'the event')
+    assert attack in text_of(watched, '#nodes')
+    assert watched.page.locator('img').count() == 0
+    assert watched.page.title() == 'HEQIS /desk in ROS domain 7'
+
+
+def test_a_page_whose_server_ends_says_so_and_is_there_again_with_it(
+    serve: Callable[..., Any], data: PageData, chromium
+) -> None:
+    served = serve()
+    watched = open_page(chromium, served.url)
+    served.stop()
+    offline = watched.page.locator('#offline')
+    wait_until(lambda: offline.count() == 1, DEADLINE_S, 'the page says that it is cut off')
+    assert 'what is shown is old' in offline.inner_text()
+    served.start()
+    wait_until(lambda: offline.count() == 0, 60, 'the page is connected again')
+    wait_until(lambda: 'no node is heard' in text_of(watched, '#banner'), DEADLINE_S, 'the banner')
+
+
+def test_one_page_too_many_is_told_so(served: Any, data: PageData, chromium) -> None:
+    data.most = 1
+    open_page(chromium, served.url)
+    second = chromium.new_context().new_page()
+    second.goto(served.url)
+    wait_until(
+        lambda: 'close one, then reload' in second.inner_text('#banner'), DEADLINE_S, 'the banner'
+    )
+    assert data.counters['pages_refused'] >= 1
