@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
@@ -56,8 +56,6 @@ class Chart:
     _last_ns: int = -1
     _first_ns: int = 0
     _clearance: float = 0.0
-    marked: set[int] = field(default_factory=set)
-    """Bar times of the marks in the figure."""
 
     def update(self, feed: Feed) -> dict[str, Any] | dict[int, Columns] | None:
         """Return the whole figure (text keys), rows to append (by trace), or None for no news."""
@@ -78,15 +76,13 @@ class Chart:
         times = [candle.time_ns for candle in changes.candles]
         if times and times[0] <= self._last_ns:
             return False
-        if any(mark.time_ns in self.marked for mark, _ in changes.marks):
-            return False
         # The label before them too: daily bars have no clock until one comes at another hour.
         return _format_of([self._last_ns, *times], self.style.zone) <= self._format
 
     def _figure(self, changes: Changes) -> dict[str, Any]:
         times = [candle.time_ns for candle in changes.candles]
         self._format = _format_of(times, self.style.zone)
-        self._n, self._last_ns, self.marked = 0, -1, set()
+        self._n, self._last_ns = 0, -1
         self._first_ns = times[0] if times else 0
         spans = sorted(candle.high - candle.low for candle in changes.candles)
         self._clearance = 0.6 * spans[len(spans) // 2] if spans else 0.0
@@ -117,7 +113,6 @@ class Chart:
                 candle.low - self._clearance if below else candle.high + self._clearance
             )
             columns['text'].append(hover_text(mark, self.style.zone))
-            self.marked.add(mark.time_ns)
         return rows
 
     def _label(self, time_ns: int) -> str:

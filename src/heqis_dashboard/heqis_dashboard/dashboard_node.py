@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import tzinfo
-from typing import Any
+from typing import Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -233,11 +233,16 @@ def _zone(name: str) -> tzinfo:
         ) from None
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Run the dashboard process, after everything else that wants the processor."""
     os.nice(NICE)
-    return run_process('dashboard', [DashboardNode])
+    code = run_process('dashboard', [DashboardNode])
+    # All is closed. On a busy board, taking down what Dash has imported would last for seconds at
+    # this priority, and launch would kill what is only slow.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

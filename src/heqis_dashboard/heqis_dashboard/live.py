@@ -88,6 +88,7 @@ class PageData:
         most: pages that may be open at once.
         on_failure: told of an exception that ended the service of a page.
         draw: makes a part's components from its id and rows.
+        choices: grows when a person chooses a symbol on any page.
     """
 
     title: str
@@ -99,6 +100,7 @@ class PageData:
     most: int
     on_failure: Callable[[BaseException], None]
     draw: Callable[[str, Rows], Any]
+    choices: int = 0
     counters: dict[str, int] = field(
         default_factory=lambda: {'pages': 0, 'pages_refused': 0, 'pushes': 0}
     )
@@ -173,13 +175,14 @@ class Live:
         kept = await self._ask(socket, 'kept', 'data')
         self._kept = kept if isinstance(kept, str) else None
         while not socket.is_shutdown:
+            choices = self._data.choices
             # The answer comes when the page has taken in what was sent before.
             self._push(await self._ask(socket, 'symbol', 'value'))
             self._beat += 1
             self._set('beat', children=str(self._beat))
             self._data.counters['pushes'] += 1
             await asyncio.sleep(PAUSE_S)
-            if self._data.feed.change == self._change:
+            if self._data.feed.change == self._change and self._data.choices == choices:
                 await self._data.bell.wait(TICK_S)
 
     async def _ask(self, socket: Socket, component: str, name: str) -> Any:

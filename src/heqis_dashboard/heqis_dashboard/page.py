@@ -54,6 +54,7 @@ def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
         await Live(data, ctx.websocket).run()
 
     async def chosen(_symbol: str) -> None:
+        data.choices += 1
         data.bell.ring()  # the page is asked at once what it shows now
 
     app.callback(websocket=True, persistent=True)(live)

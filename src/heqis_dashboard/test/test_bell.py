@@ -143,6 +143,8 @@ def test_one_who_stopped_waiting_and_two_rings_at_once_disturb_nobody() -> None:
             bell.ring()
             await soon(tasks)
             assert gone.cancelled()
+            await bell.wait(0.01)
+            assert not bell._waiters  # none is kept
         assert complaints == []
 
     asyncio.run(main())

@@ -656,6 +656,15 @@ def test_bars_of_a_stream_that_is_refused_are_not_asked_for_again_and_again() ->
     assert feed.missing_bars('s0', 0, 8) == (2, 7)
 
 
+def test_bar_that_cannot_be_read_is_not_asked_for_again() -> None:
+    feed = Feed(10, PLENTY)
+    feed.skip_bars(STREAM, 4)
+    assert feed.missing_bars(STREAM, 0, 6) == (5, 5)
+    feed.add_bars(STREAM, 5, make_bars(5))
+    assert feed.missing_bars(STREAM, 0, 6) == (0, 3)
+    assert [candle.time_ns for candle in view(feed, '600519.SH').candles] == [5]
+
+
 def test_bar_that_came_and_did_not_fit_is_not_missing() -> None:
     feed = Feed(10, max_bytes=1)
     for seq in (2, 1, 0):

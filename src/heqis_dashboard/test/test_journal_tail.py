@@ -47,6 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_missing_journal_is_an_error_that_names_it_until_it_appears(path: Path) -> None:
     tail = JournalTail(path, 10)
+    assert tail.error == ''
     for _ in range(2):
         assert tail.look() == ([], [])
         assert str(path) in tail.error

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+import uvicorn
 
 from heqis_core.errors import ConfigError, HeqisError
 from heqis_core.testing import free_port, wait_until
@@ -364,6 +365,16 @@ def test_it_ends_soon_with_idle_connections_and_half_a_request(served):
         assert served.stop() < ENDS_S
 
 
+def test_it_ends_soon_with_a_request_whose_body_never_ends(served):
+    with socket.create_connection((HOST, served.port)) as slow:
+        slow.sendall(
+            b'POST /_dash-update-component HTTP/1.1\r\nHost: localhost\r\n'
+            b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"output":'
+        )
+        assert status_of(served.port, 'localhost') == 200
+        assert served.stop() < ENDS_S
+
+
 async def dies(scope: Any, receive: Any, send: Any) -> None:
     raise MemoryError('no room')
 
@@ -383,6 +394,15 @@ def bound() -> Iterator[socket.socket]:
 def test_an_app_that_cannot_start_is_an_error_not_silence(app, bound):
     with pytest.raises(HeqisError, match='web server ended by itself'):
         server.serve(app, bound, Bell(), 4, threading.Event())
+
+
+def test_a_server_that_ends_by_itself_is_an_error_not_silence(bound, monkeypatch):
+    async def returns(*_: Any) -> None:
+        """As after a signal that uvicorn takes for its own."""
+
+    monkeypatch.setattr(uvicorn.Server, 'serve', returns)
+    with pytest.raises(HeqisError, match='web server ended by itself'):
+        server.serve(refuses, bound, Bell(), 4, threading.Event())
 
 
 def test_a_stop_that_was_set_before_ends_it_at_once(served, data):

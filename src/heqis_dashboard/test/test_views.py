@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heqis_core.control import Level, NodeState
+from heqis_core.control import Event, Level, NodeState
 from heqis_core.frame import Stage
 from heqis_core.graph_state import GraphState
 from heqis_core.testing_graph import make_beat, make_stamps
@@ -20,6 +20,7 @@ from heqis_dashboard.views import (
     Notice,
     Row,
     Sources,
+    event_rows,
     flow_rows,
     latency_rows,
     node_rows,
@@ -113,7 +114,17 @@ def test_node_is_lost_after_ten_heartbeats_and_not_before() -> None:
     state = graph(100.0)
     graph(101.0, [('gateway', 'gateway')], state, count=2)
     assert notices(state, SOURCES, 101.0) == []
+    assert {row.level for row in node_rows(state, 101.0)} == {Level.INFO}
     assert len(notices(state, SOURCES, 101.001)) == len(NODES) - 1
+    lost = [row.cells[0] or row.cells[1] for row in node_rows(state, 101.001) if row.level]
+    assert lost == ['dashboard', 'risk_gate', 'supervisor', 'compute', 'compute']
+
+
+def test_graph_is_silent_after_five_seconds_without_any_node_and_not_before() -> None:
+    assert len(notices(graph(100.0), SOURCES, 105.0)) == len(NODES)
+    assert texts(notices(graph(100.0), SOURCES, 105.001)) == [
+        ('ERROR', 'the graph is silent for 5 s: what is shown is old')
+    ]
 
 
 @pytest.mark.parametrize(
@@ -305,8 +316,9 @@ def test_board_is_as_old_as_its_newest_heartbeat_and_lost_when_no_node_of_it_is_
 
 def test_long_silence_is_told_in_minutes_and_a_clock_that_runs_late_is_no_negative_age() -> None:
     state = graph(100.0, [('gateway', 'gateway')])
-    ages = [node_rows(state, now_s)[0].cells[3] for now_s in (99.0, 199.0, 100.0 + 3600)]
-    assert ages == ['0.0 s', '99.0 s', '60 min']
+    times = (99.0, 199.0, 200.0, 100.0 + 3600)
+    ages = [node_rows(state, now_s)[0].cells[3] for now_s in times]
+    assert ages == ['0.0 s', '99.0 s', '2 min', '60 min']
 
 
 def test_latency_rows_are_the_stages_that_were_reached_in_milliseconds() -> None:
@@ -317,13 +329,15 @@ def test_latency_rows_are_the_stages_that_were_reached_in_milliseconds() -> None
         make_stamps(
             (Stage.INGEST, start),
             (Stage.FEATURES, start + 1_500_000),
-            (Stage.COMMITTED, start + 251_500_000),
+            (Stage.SENT, start + 101_400_000),
+            (Stage.COMMITTED, start + 1_351_400_000),
         )
     )
     assert latency_rows(state) == [
         Row(('features', '1.50', '1.50')),
-        Row(('committed', '250', '250')),
-        Row(('bar to signal', '252', '252')),
+        Row(('sent', '99.90', '99.90')),
+        Row(('committed', '1,250', '1,250')),
+        Row(('bar to signal', '1,351', '1,351')),
     ]
 
 
@@ -354,6 +368,21 @@ def test_flow_rows_take_each_count_from_the_node_that_owns_it() -> None:
     assert {row.cells[1] for row in flow_rows(GraphState())} == {'0'}
 
 
+def test_event_rows_are_the_last_events_newest_first_each_as_bad_as_it_is() -> None:
+    state = GraphState()
+    start = 1_641_625_200_000_000_000
+    for index, level in enumerate((Level.ERROR, Level.INFO, Level.WARN)):
+        at_ns = start + index * 61_000_000_000
+        state.happened(Event(at_ns, level, 'supervisor', 'killed', 'compute', f'no {index}'))
+    zone = ZoneInfo('Asia/Shanghai')
+    assert event_rows(state, zone, 2) == [
+        Row(('01-08 15:02:02', 'supervisor', 'killed', 'compute', 'no 2'), Level.WARN),
+        Row(('01-08 15:01:01', 'supervisor', 'killed', 'compute', 'no 1'), Level.INFO),
+    ]
+    assert len(event_rows(state, zone, 99)) == 3
+    assert event_rows(GraphState(), zone, 9) == []
+
+
 def test_signal_rows_keep_their_order_and_say_when_what_and_why() -> None:
     mark = Mark(
         stream='ashare',
@@ -369,8 +398,6 @@ def test_signal_rows_keep_their_order_and_say_when_what_and_why() -> None:
         valid_until_ns=0,
         released_ns=0,
     )
-    row = Row(
-        ('2022-01-08 15:00', '600519.SH', 'BUY', '+0.500', '-0.12%', 'gap, up', mark.bundle_id)
-    )
+    row = Row(('2022-01-08 15:00', '600519.SH', 'BUY', '+0.500', '-0.12%', 'gap, up', 'fedcba98'))
     assert signal_rows([mark], ZoneInfo('Asia/Shanghai')) == [row]
     assert signal_rows([], ZoneInfo('UTC')) == []

@@ -29,3 +29,12 @@ def test_only_heartbeats_may_get_lost_on_the_way():
         if profile.reliability != ReliabilityPolicy.RELIABLE
     ]
     assert lossy == ['heartbeat']
+
+
+def test_who_only_looks_on_keeps_the_depth_and_lets_no_writer_wait():
+    for name, profile in qos.PROFILES.items():
+        lossy = qos.best_effort(profile)
+        assert lossy.reliability == ReliabilityPolicy.BEST_EFFORT, name
+        assert (lossy.depth, lossy.history) == (profile.depth, profile.history), name
+        assert lossy.durability == DurabilityPolicy.VOLATILE, name
+    assert qos.BARS.reliability == ReliabilityPolicy.RELIABLE  # its own profile stays as it is
