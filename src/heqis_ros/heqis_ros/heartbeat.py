@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RATE_ENV = 'HEQIS_HEARTBEAT_HZ'
 DEFAULT_RATE_HZ = 10.0
+LAST_BEATS = 3
+LAST_PERIOD_S = 0.02
 _RCL_ERRORS = (rclpy_implementation.RCLError, InvalidHandle)
 
 
@@ -109,7 +111,10 @@ class HeartbeatThread:
             if due < now:  # after a suspend or a long stall: no burst to catch up
                 due = now
             self._stop.wait(due - now)
-        self._beat()
+        # Nothing comes after it that would make up for a loss: it says why the others end.
+        for _ in range(LAST_BEATS):
+            self._beat()
+            time.sleep(LAST_PERIOD_S)
 
     def _beat(self) -> None:
         message = self._message
@@ -130,7 +135,7 @@ class HeartbeatThread:
             )
 
     def stop(self, timeout_s: float = 1.0) -> None:
-        """Send a last heartbeat, end the thread and free its node."""
+        """Send the last heartbeats, end the thread and free its node."""
         self._stop.set()
         self._thread.join(timeout_s)
         if not self._thread.is_alive():
