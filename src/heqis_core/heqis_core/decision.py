@@ -49,6 +49,10 @@ class Reason(IntFlag):
     """Neither class passed the threshold."""
 
 
+REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
+"""Reasons by which the risk gate turns a signal into NONE."""
+
+
 def reason_names(bits: int) -> tuple[str, ...]:
     """Return the lower-case names of the set bits, lowest bit first."""
     return tuple(reason.name.lower() for reason in Reason if bits & reason and reason.name)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 
-from heqis_dashboard.feed import Changes, Feed, Mark
+from heqis_dashboard.feed import Changes, Feed
+from heqis_dashboard.marks import Mark
 
 CANDLES, VOLUME, BUY, SELL, REFUSED = range(5)
 """Places of the traces in a figure."""

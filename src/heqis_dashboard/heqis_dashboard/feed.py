@@ -15,61 +15,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from heqis_core.bars import BarBlock, BarStatus
-from heqis_core.decision import Action, Decisions, Reason, reason_names
-from heqis_core.frame import Stage
+from heqis_core.bars import BarBlock
+from heqis_core.decision import Decisions
+from heqis_dashboard.marks import VALID, Candle, Mark, candle_of, mark_of, place_of
 
 MAX_STREAMS = 16
 """A stream beyond these is refused and counted: names come from the wire."""
 KEEP_SIGNALS = 200
 """Newest signals, of all symbols, that are kept for the table."""
-# Plain numbers: a look at an enum costs more than everything else that is done for a candle.
-_VALID, _NONE = int(BarStatus.VALID), int(Action.NONE)
-_KINDS = {int(action): action.name for action in (Action.BUY, Action.SELL)}
-_REFUSALS = int(Reason.STALE | Reason.HELD | Reason.KILL_SWITCH)
-"""Reasons by which the risk gate turned a signal into NONE."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candle:
-    """One bar of one symbol; prices in CNY (or their currency), volume in shares or None."""
-
-    time_ns: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A BUY or SELL of one symbol, or what would have been one and was refused.
-
-    Attributes:
-        stream, symbol, time_ns: its key, with the bar time in ns UTC.
-        kind: BUY, SELL or REFUSED.
-        score: P(up) − P(down).
-        probabilities: of down, flat, up.
-        predicted_return: next-bar log return.
-        reasons: lower-case names.
-        bundle_id, generator: who answered.
-        valid_until_ns: ns UTC.
-        released_ns: wall clock of the journal's commit, ns UTC; 0 if unknown.
-    """
-
-    stream: str
-    symbol: str
-    time_ns: int
-    kind: str
-    score: float
-    probabilities: tuple[float, float, float]
-    predicted_return: float
-    reasons: tuple[str, ...]
-    bundle_id: str
-    generator: str
-    valid_until_ns: int
-    released_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +172,14 @@ class Feed:
             marks: list[tuple[Mark, Candle]] = []
             for time_ns in times:
                 moment = found.moments[time_ns]
-                candle = _candle(moment.block, symbol, place)
+                candle = candle_of(moment.block, symbol, place)
                 if candle is None:
                     continue
                 bar_is_new = whole or moment.block_change > since
                 if bar_is_new:
                     candles.append(candle)
                 if bar_is_new or moment.decisions_change > since:
-                    mark = _mark(moment.decisions, symbol, place)
+                    mark = mark_of(moment.decisions, symbol, place)
                     if mark is not None:
                         marks.append((mark, candle))
             return Changes(self.change, whole, candles, marks)
@@ -323,7 +276,7 @@ class Feed:
     def _keep_signals(self, decisions: Decisions) -> None:
         for place in np.flatnonzero(decisions.is_signal())[-KEEP_SIGNALS:]:
             symbol = decisions.symbols[place]
-            mark = _mark(decisions, symbol, int(place))
+            mark = mark_of(decisions, symbol, int(place))
             if mark is None:  # an action that nobody knows
                 continue
             key = (decisions.event_time_ns, decisions.stream, symbol)
@@ -371,49 +324,7 @@ def _last_candles(stream: _Stream, symbol: str, place: int, limit: int) -> list[
         if len(found) == limit:
             break
         block = stream.moments[time_ns].block
-        at = None if block is None else _place(block.symbols, symbol, place)
-        if block is not None and at is not None and block.status[at] == _VALID:
+        at = None if block is None else place_of(block.symbols, symbol, place)
+        if block is not None and at is not None and block.status[at] == VALID:
             found.append(time_ns)
     return found[::-1]
-
-
-def _place(symbols: tuple[str, ...], symbol: str, guess: int) -> int | None:
-    """Return where a symbol stands; the universe may change in the course of a stream."""
-    if guess < len(symbols) and symbols[guess] == symbol:
-        return guess
-    return symbols.index(symbol) if symbol in symbols else None
-
-
-def _candle(block: BarBlock | None, symbol: str, place: int) -> Candle | None:
-    at = None if block is None else _place(block.symbols, symbol, place)
-    if block is None or at is None or block.status[at] != _VALID:
-        return None
-    opened, high, low, close, volume, _ = block.values[:, at].tolist()
-    return Candle(
-        block.event_time_ns, opened, high, low, close, volume if volume == volume else None
-    )
-
-
-def _mark(decisions: Decisions | None, symbol: str, place: int) -> Mark | None:
-    at = None if decisions is None else _place(decisions.symbols, symbol, place)
-    if decisions is None or at is None:
-        return None
-    action, reasons = int(decisions.action[at]), int(decisions.reasons[at])
-    refused = action == _NONE and bool(reasons & _REFUSALS)
-    if action not in _KINDS and not refused:
-        return None
-    down, flat, up = decisions.probabilities[at].tolist()
-    return Mark(
-        decisions.stream,
-        symbol,
-        decisions.event_time_ns,
-        'REFUSED' if refused else _KINDS[action],
-        float(decisions.score[at]),
-        (down, flat, up),
-        float(decisions.predicted_return[at]),
-        reason_names(reasons),
-        decisions.bundle_id,
-        decisions.generator,
-        int(decisions.valid_until_ns[at]),
-        int(decisions.stamps[Stage.COMMITTED]),
-    )

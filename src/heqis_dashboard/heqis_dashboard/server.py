@@ -8,12 +8,12 @@ import ipaddress
 import os
 import socket
 import threading
-from contextlib import suppress
 from typing import Any
 
 import uvicorn
 
 from heqis_core.errors import ConfigError, HeqisError
+from heqis_core.hosts import is_loopback
 from heqis_dashboard.bell import Bell
 
 STOP_POLL_S = 0.05
@@ -57,15 +57,6 @@ def address_of(bound: socket.socket) -> str:
     if ipaddress.ip_address(host).is_unspecified:
         host = '127.0.0.1'
     return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine alone."""
-    if host == 'localhost':
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def allowed_hosts(host: str) -> list[str]:

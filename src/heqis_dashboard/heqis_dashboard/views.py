@@ -14,7 +14,7 @@ from datetime import tzinfo
 from heqis_core.control import Level
 from heqis_core.graph_state import GraphState, NodeView
 from heqis_dashboard.chart import clock_text, local_time
-from heqis_dashboard.feed import Mark
+from heqis_dashboard.marks import Mark
 
 SILENT_S = 1.0
 """A node that was not heard for this long shows as lost: ten heartbeats."""

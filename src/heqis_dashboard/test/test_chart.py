@@ -30,7 +30,8 @@ from heqis_dashboard.chart import (
     clock_text,
     hover_text,
 )
-from heqis_dashboard.feed import Feed, Mark
+from heqis_dashboard.feed import Feed
+from heqis_dashboard.marks import Mark
 
 STREAM, SYMBOL = 'ashare', '600519.SH'
 SHANGHAI, NEW_YORK = ZoneInfo('Asia/Shanghai'), ZoneInfo('America/New_York')

@@ -19,7 +19,8 @@ from heqis_core.frame import Stage
 from heqis_core.io.files import load_bars
 from heqis_core.testing import shared_data
 from heqis_core.testing_graph import make_stamps
-from heqis_dashboard.feed import KEEP_SIGNALS, MAX_STREAMS, Candle, Changes, Feed, Mark
+from heqis_dashboard.feed import KEEP_SIGNALS, MAX_STREAMS, Changes, Feed
+from heqis_dashboard.marks import Candle, Mark
 
 STREAM = 'ashare'
 SYMBOLS = ('600000.SH', '600519.SH')

@@ -15,7 +15,7 @@ from heqis_core.control import Event, Level, NodeState
 from heqis_core.frame import Stage
 from heqis_core.graph_state import GraphState
 from heqis_core.testing_graph import make_beat, make_stamps
-from heqis_dashboard.feed import Mark
+from heqis_dashboard.marks import Mark
 from heqis_dashboard.views import (
     Notice,
     Row,

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.decision import Action, Decisions, Predictions, Reason
+from heqis_core.decision import REFUSALS, Action, Decisions, Predictions
 from heqis_core.errors import JournalError
 from heqis_core.frame import N_STAGES
 
@@ -38,8 +38,6 @@ APPLICATION_ID = 0x4845514A
 
 BYTES_PER_SYMBOL = 37
 
-REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
-"""Reasons by which the risk gate turns a signal into NONE."""
 # Plain numbers: numpy is slow with enums, and this is done for every frame.
 _REFUSAL_BITS = np.uint32(int(REFUSALS))
 _NONE, _BUY = np.uint8(int(Action.NONE)), np.uint8(int(Action.BUY))

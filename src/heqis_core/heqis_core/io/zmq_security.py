@@ -8,7 +8,6 @@ the server's public key.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ from pathlib import Path
 import zmq
 
 from heqis_core.errors import LinkError
+from heqis_core.hosts import is_loopback
 
 ZAP_DOMAIN = 'heqis'
 _HEADER = '# HEQIS link key of {}: {}\nmetadata\ncurve\n'
@@ -134,13 +134,7 @@ def is_local(endpoint: str) -> bool:
     scheme, _, rest = endpoint.partition('://')
     if scheme in ('ipc', 'inproc'):
         return True
-    host = rest.rpartition(':')[0].strip('[]')
-    if host == 'localhost':
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(rest.rpartition(':')[0].strip('[]'))
 
 
 def check_endpoints(endpoints: Iterable[str], security: LinkSecurity | None) -> None:
