@@ -311,12 +311,37 @@ def test_other_streams_are_no_news_of_a_stream() -> None:
 
 def test_reader_who_slept_longer_than_changes_are_remembered_gets_all() -> None:
     feed, reader = Feed(2, PLENTY), Reader('600519.SH')
+    feed.add_bars(STREAM, 1, make_bars(1))
     reader.read(feed)
-    for time_ns in range(1, 20):
+    # The newest comes first: its change is the first that is forgotten.
+    for time_ns in (100, *range(2, 20)):
         feed.add_bars(STREAM, time_ns, make_bars(time_ns))
     news = reader.read(feed)
     assert news.whole
-    assert [candle.time_ns for candle in news.candles] == [18, 19]
+    assert [candle.time_ns for candle in news.candles] == [19, 100]
+
+
+def test_reader_who_slept_learns_what_was_taken_back_however_many_changes_follow() -> None:
+    for n_after in range(12):
+        feed, reader = Feed(2, PLENTY), Reader('600519.SH')
+        for time_ns in (*range(1, 9), 100):
+            feed.add_bars(STREAM, time_ns, make_bars(time_ns))
+        feed.add_decisions(make_decisions(100))
+        reader.read(feed)
+        feed.add_decisions(make_decisions(100, action=Action.HOLD, revision=1))
+        for time_ns in range(9, 9 + n_after):
+            feed.add_bars(STREAM, time_ns, make_bars(time_ns))
+        reader.read(feed)
+        assert (100 in reader.candles, reader.marks) == (True, {})
+
+
+def test_same_symbols_in_another_tuple_are_no_other_universe() -> None:
+    feed, reader = Feed(10, PLENTY), Reader('600519.SH')
+    feed.add_bars(STREAM, 1, make_bars(1))
+    reader.read(feed)
+    universe = feed.universe
+    feed.add_bars(STREAM, 2, make_bars(2, tuple(list(SYMBOLS))))
+    assert (reader.read(feed).whole, feed.universe) == (False, universe)
 
 
 def test_whole_view_is_the_last_candles_up_to_the_limit_and_only_their_marks() -> None:
