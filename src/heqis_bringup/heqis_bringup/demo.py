@@ -180,6 +180,7 @@ class _Demo:
     stopped: Callable[[], bool]
     course: Course = field(init=False)
     page: str = ''
+    page_told: bool = False
     final_states: dict[str, str] = field(default_factory=dict)
     incidents: list[str] = field(default_factory=list)
 
@@ -224,10 +225,7 @@ class _Demo:
         self.console.print(
             f'run folder {self.run_dir}, ROS domain {self.domain}', soft_wrap=True, markup=False
         )
-        if self.page:
-            how_long = 'until Ctrl-C' if self.course.duration_s is None else 'while this runs'
-            self.console.print(f'page {self.page} ({how_long})', soft_wrap=True, markup=False)
-        elif not can_show_page():
+        if not self.page and not can_show_page():
             self.console.print('no page: requirements/dashboard.txt is not installed')
         self.started_s = time.monotonic()
         with runner:
@@ -268,6 +266,7 @@ class _Demo:
                     runner.processes(),
                     self.stopped(),
                 )
+                self._tell_page(monitor, now_s)
                 if not going_on or now_s - shown_s >= (_LIVE_S if on_screen else _LINE_S):
                     shown_s = now_s
                     screen = self._screen(runner, phase, now_s)
@@ -278,6 +277,13 @@ class _Demo:
                 time.sleep(_TICK_S)
         finally:
             live.stop()
+
+    def _tell_page(self, monitor: Monitor, now_s: float) -> None:
+        """Print the address once, when something answers there."""
+        if self.page and not self.page_told and monitor.state.all_active((_PAGE,), now_s):
+            self.page_told = True
+            how_long = 'until Ctrl-C' if self.course.duration_s is None else 'while this runs'
+            self.console.print(f'page {self.page} ({how_long})', soft_wrap=True, markup=False)
 
     def _screen(self, runner: LaunchRunner, phase: str, now_s: float) -> Screen:
         views = runner.processes()

@@ -29,6 +29,7 @@ class Monitor:
         self.state = GraphState()
         self._context = rclpy.Context()
         rclpy.init(
+            args=[],  # the words of `heqis` are none of rcl's
             context=self._context,
             domain_id=domain_id,
             signal_handler_options=SignalHandlerOptions.NO,

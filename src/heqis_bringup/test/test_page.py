@@ -93,8 +93,8 @@ def test_every_real_series_is_drawn_with_its_candles_and_marks(page: Watched) ->
             lambda symbol=symbol: page.chart('chart.data[0].name') == symbol, 10, f'no {symbol}'
         )
         # Warm-up bars too, which passed before anyone listened.
-        wait_until(lambda: n_candles(page) >= 400, 10, 'candles of the past')
-        assert page.page.locator('#chart .boxlayer path.box').count() >= 400
+        wait_until(lambda: n_candles(page) >= 300, 10, 'candles of the past')
+        assert page.page.locator('#chart .boxlayer path.box').count() >= 300
         prices = page.chart('chart.data[0]')
         assert all(np.greater_equal(prices['high'], prices['low']))
         assert prices['x'] == sorted(set(prices['x']))
@@ -200,16 +200,16 @@ def test_a_page_comes_back_with_all_it_had_after_its_node_was_killed(
     page: Watched, run: Run
 ) -> None:
     before = drawn(page)
-    assert len(before) > 300
+    assert len(before) > 200
     assert any(marks for _, marks in before.values())
     run.kill('heqis_dashboard', 'dashboard')
     offline = page.page.locator('#offline')
     wait_until(lambda: offline.count() == 1, 15, 'the page says that it is cut off')
     wait_until(lambda: offline.count() == 0, 60, 'it is connected again')
-    wait_until(lambda: before.items() <= drawn(page, 400).items(), 20, 'all is there again')
+    wait_until(lambda: before.items() <= drawn(page, 290).items(), 20, 'all is there again')
 
 
-def drawn(page: Watched, n: int = 350) -> dict[str, tuple[float, tuple[str, ...]]]:
+def drawn(page: Watched, n: int = 250) -> dict[str, tuple[float, tuple[str, ...]]]:
     """Return the close and the marks of the last `n` candles by label, the newest ones left out.
 
     The newest may still wait for their marks.

@@ -20,7 +20,7 @@ from heqis_dashboard.marks import Mark
 CANDLES, VOLUME, BUY, SELL, REFUSED = range(5)
 """Places of the traces in a figure."""
 _TRACE_OF = {'BUY': BUY, 'SELL': SELL, 'REFUSED': REFUSED}
-ROOM = 0.2
+ROOM = 1.0
 """How many more candles than asked for a figure may hold, as a part, until it is made anew."""
 _COLOURS = {'red': ('#c8372d', '#1a7f5a'), 'green': ('#1a7f5a', '#c8372d')}
 _FORMATS = ('%Y-%m-%d', '%Y-%m-%d %H:%M', '%Y-%m-%d %H:%M:%S', '%Y-%m-%d %H:%M:%S.%f')
@@ -123,9 +123,12 @@ class Chart:
 def hover_text(mark: Mark, zone: tzinfo) -> str:
     """Return what a mark says when one points at it; HTML as far as Plotly knows it."""
     down, flat, up = mark.probabilities
+    kind = mark.kind
+    if kind == 'REFUSED':
+        kind += ' BUY' if 'up' in mark.reasons else ' SELL'
     lines = [
-        f'<b>{mark.kind}</b> {html.escape(mark.symbol)} {clock_text(mark.time_ns, zone)}',
-        f'score {mark.score:+.3f}, next bar {mark.predicted_return:+.2%}',
+        f'<b>{kind}</b> {html.escape(mark.symbol)} {clock_text(mark.time_ns, zone)}',
+        f'score {mark.score:+.3f}, predicted return {mark.predicted_return:+.2%}',
         f'down {down:.2f}, flat {flat:.2f}, up {up:.2f}',
         f'reasons: {", ".join(mark.reasons) or "none"}',
         f'bundle {html.escape(mark.bundle_id)} by {html.escape(mark.generator)}',
@@ -163,7 +166,7 @@ def _traces(chart: Chart) -> list[dict[str, Any]]:
     rising, falling = _COLOURS[chart.style.rising]
 
     def marks(name: str, shape: str, colour: str) -> dict[str, Any]:
-        marker = {'symbol': shape, 'size': 11, 'color': colour}
+        marker = {'symbol': shape, 'size': 9, 'color': colour}
         edge = {'line': {'width': 1, 'color': '#ffffff'}}
         look = {'mode': 'markers', 'marker': {**marker, **edge}, 'hoverinfo': 'text'}
         return {'type': 'scatter', 'name': name, 'x': [], 'y': [], 'text': [], **look}
@@ -213,8 +216,14 @@ def _layout(chart: Chart, empty: bool) -> dict[str, Any]:
             'nticks': 8,
             'tickangle': 0,
         },
-        'yaxis': {**axis, 'domain': [0.24, 1], 'tickformat': ',.2f', 'automargin': True},
-        'yaxis2': {**axis, 'domain': [0, 0.18], 'tickformat': '.2s', 'nticks': 3},
+        'yaxis': {**axis, 'domain': [0.24, 1], 'tickformat': ',.2f', 'title': {'text': 'price'}},
+        'yaxis2': {
+            **axis,
+            'domain': [0, 0.18],
+            'tickformat': '.2s',
+            'nticks': 3,
+            'title': {'text': 'shares'},
+        },
     }
     if empty:
         what = chart.symbol or 'any symbol'

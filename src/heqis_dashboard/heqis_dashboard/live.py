@@ -21,7 +21,7 @@ from dash.exceptions import WebsocketDisconnected
 from heqis_core.control import Level
 from heqis_core.graph_state import GraphState
 from heqis_dashboard.bell import Bell
-from heqis_dashboard.chart import Chart, Style, clock_text
+from heqis_dashboard.chart import Chart, Style
 from heqis_dashboard.feed import Feed
 from heqis_dashboard.views import (
     Notice,
@@ -30,6 +30,7 @@ from heqis_dashboard.views import (
     event_rows,
     flow_rows,
     latency_rows,
+    market_text,
     node_rows,
     notices,
     signal_rows,
@@ -47,7 +48,7 @@ SILENT_ANSWERS = 3
 """A page that did not answer so often is gone, though the connection that it shared with others
 is not, or its browser has put it to sleep: when it wakes, assets/heqis.js loads it again."""
 SIGNALS_SHOWN = 20
-EVENTS_SHOWN = 8
+EVENTS_SHOWN = 40
 
 
 class Socket(Protocol):
@@ -143,6 +144,7 @@ class Live:
         self._socket = socket
         self._chart: Chart | None = None
         self._kept: str | None = None
+        self._layout: dict[str, Any] | None = None
         self._shown: dict[str, Any] = {}
         self._universe = -1
         self._change = -1
@@ -202,8 +204,7 @@ class Live:
             if self._shown.get(name) is not part:
                 self._shown[name] = part
                 self._set(name, children=part.drawn)
-        last_ns = data.feed.last_time_ns()
-        clock = f'newest bar {clock_text(last_ns, data.style.zone)}' if last_ns else 'no bar yet'
+        clock = market_text(data.state, data.feed.last_time_ns(), time.time_ns(), data.style.zone)
         if self._shown.get('clock') != clock:
             self._shown['clock'] = clock
             self._set('clock', children=clock)
@@ -239,13 +240,19 @@ class Live:
         self._push_figure(chart)
 
     def _push_figure(self, chart: Chart) -> None:
-        news = chart.update(self._data.feed)
+        news: dict[Any, Any] | None = chart.update(self._data.feed)
         if news is None:
             return
-        if 'data' in news:
-            self._set('chart', figure=news)
-            return
         figure = Patch()
+        if 'data' in news:
+            if news['layout'] == self._layout:
+                # With the layout that the browser holds, a person's zoom stays too.
+                figure['data'] = news['data']
+                self._set('chart', figure=figure)
+            else:
+                self._layout = news['layout']
+                self._set('chart', figure=news)
+            return
         for trace, columns in news.items():
             for name, values in columns.items():
                 figure['data'][trace][name].extend(values)

@@ -22,13 +22,26 @@ from heqis_dashboard.views import Notice, Row
 _ASSETS = Path(__file__).resolve().parent / 'assets'
 _LEVELS = ('info', 'warn', 'error')
 HEADINGS = {
-    'signals': ('bar', 'symbol', 'signal', 'score', 'next bar', 'reasons', 'bundle'),
+    'signals': ('bar', 'symbol', 'signal', 'score', 'predicted', 'reasons', 'bundle'),
     'nodes': ('board', 'node', 'state', 'heard', 'restarts', 'drops', 'waiting', 'says'),
     'latency': ('to stage', 'p50 ms', 'p99 ms'),
     'flow': ('flow', 'count'),
     'events': ('time', 'source', 'event', 'of', 'what happened'),
 }
 """Tables of the page, by id."""
+MEANINGS = {
+    'signal': 'BUY: the score reached the upper threshold of the bundle; SELL: the lower one. It '
+    'says that the score is unusual for this model, not that a rise is likelier than a fall',
+    'score': 'P(up) − P(down), as the served generator puts it',
+    'predicted': "the generator's own estimate of the log return to the next bar",
+    'reasons': 'up, down: which threshold the score passed',
+    'heard': 'age of the last heartbeat',
+    'drops': 'what its bounded queues let go or refused',
+    'waiting': 'units of work that wait for it now',
+    'to stage': 'time from the stage before, over the last 4,096 frames that this node has seen',
+    'count': 'a process counts from its start; starts that this page has seen are added up',
+}
+"""What a heading means, shown when one points at it."""
 
 
 def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
@@ -89,6 +102,7 @@ def layout(title: str) -> html.Div:
                                     'modeBarButtonsToRemove': ['select2d', 'lasso2d'],
                                 },
                                 figure={'data': [], 'layout': {}},
+                                style={'height': '460px'},
                             ),
                         ],
                         id='market',
@@ -113,12 +127,21 @@ def _section(heading: str, name: str) -> html.Section:
 
 def table(name: str, rows: Sequence[Row]) -> Any:
     """Return the rows of one of the tables as components."""
-    head = html.Thead(html.Tr([html.Th(text) for text in HEADINGS[name]]))
+    head = html.Thead(html.Tr([_heading(text) for text in HEADINGS[name]]))
     body = [
-        html.Tr([html.Td(cell) for cell in row.cells], className=_class_of(name, row))
+        html.Tr([*map(html.Td, row.cells[:-1]), _last_cell(row)], className=_class_of(name, row))
         for row in rows
     ]
     return html.Table([head, html.Tbody(body)])
+
+
+def _heading(text: str) -> Any:
+    return html.Th(text, title=MEANINGS[text]) if text in MEANINGS else html.Th(text)
+
+
+def _last_cell(row: Row) -> Any:
+    # It may be cut off: whole when one points at it.
+    return html.Td(row.cells[-1], title=row.cells[-1])
 
 
 def draw(name: str, rows: Rows) -> Any:

@@ -37,8 +37,8 @@ DASHBOARD = ParamTable(
         Param(
             'candles',
             int,
-            500,
-            'Candles that a page shows of a symbol, the newest.',
+            300,
+            'Candles that a page shows of a symbol, the newest; up to twice as many as it grows.',
             minimum=10,
             maximum=10_000,
         ),

@@ -29,7 +29,7 @@ def bind(host: str, port: int, trusted_network: bool) -> socket.socket:
     if not (trusted_network or is_loopback(host)):
         raise ConfigError(
             f'parameter host is {host!r}, off loopback: the page has no password and is not '
-            'encrypted; use 127.0.0.1 and a tunnel (ssh -L), or set trusted_network'
+            'encrypted; use a tunnel (ssh -L), or set trusted_network in config/dashboard.yaml'
         )
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -46,7 +46,7 @@ def bind(host: str, port: int, trusted_network: bool) -> socket.socket:
         raise ConfigError(
             f'the page cannot listen on {host} port {port}: '
             f'{getattr(error, "strerror", "") or error}; '
-            'choose another with the parameters host and port'
+            'choose another with the parameters host and port (dashboard_port:=N at launch)'
         ) from None
     return bound
 

@@ -211,8 +211,11 @@ class DashClient:
 
 
 def extend(target: Any, operations: list[dict[str, Any]]) -> None:
-    """Apply a Patch that only appends; raise ValueError for one that does anything else."""
+    """Apply a Patch that appends, or replaces all data; raise ValueError for any other."""
     for operation in operations:
+        if operation['operation'] == 'Assign' and operation['location'] == ['data']:
+            target['data'] = operation['params']['value']
+            continue
         if operation['operation'] != 'Extend':
             raise ValueError(f'the page is appended to, but this came: {operation}')
         column = target

@@ -7,11 +7,11 @@ tell whether anything changed by comparing rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 
-from heqis_core.control import Level
+from heqis_core.control import Level, NodeState
 from heqis_core.graph_state import GraphState, NodeView
 from heqis_dashboard.chart import clock_text, local_time
 from heqis_dashboard.marks import Mark
@@ -21,6 +21,9 @@ SILENT_S = 1.0
 GONE_S = 5.0
 """No node at all for this long: the graph has ended, or cannot be reached."""
 _PREFIX = 'heqis/'
+_SOURCES = {'simulator': 'SIMULATED market · ', 'file': 'replay of files · '}
+"""What the gateway's word on its source begins with, and what a person reads."""
+_DAY_NS = 86_400_000_000_000
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,21 @@ class Sources:
 
 
 def notices(state: GraphState, sources: Sources, now_s: float) -> list[Notice]:
-    """Return what a person must know at once, worst first; nothing if all is well."""
+    """Return what a person must know at once, worst first; nothing if all is well.
+
+    One line for each cause: what the supervisor says of a node that is named already is left out.
+    """
     nodes = list(state.nodes.values())
     gone = list(_of_the_graph(nodes, sources, now_s))
     found = [*gone, *_of_output(state)]
     if not gone:
-        found += [notice for node in nodes if (notice := _of_node(node, now_s))]
-        found += _of_diagnostics(state)
+        troubled = [node for node in nodes if node.state_name(now_s, SILENT_S) != 'active']
+        found += [_of_node(node, now_s) for node in troubled]
+        found += _of_diagnostics(state, troubled)
+        if sources.bars and 'gateway' not in [node.name for node in troubled]:
+            found.append(Notice(Level.WARN, sources.bars))
     if sources.journal:
         found.append(Notice(Level.WARN, sources.journal))
-    if sources.bars:
-        found.append(Notice(Level.WARN, sources.bars))
     return sorted(dict.fromkeys(found), key=lambda notice: -notice.level)
 
 
@@ -75,6 +82,8 @@ def _of_the_graph(nodes: list[NodeView], sources: Sources, now_s: float) -> Iter
     if not others:
         text = f'no node is heard in {sources.where}: is the graph running? (heqis up all)'
         yield Notice(Level.WARN, text)
+    elif all(node.state == NodeState.FINALIZED for node in others):
+        yield Notice(Level.WARN, 'the graph was ended: what is shown is how it was')
     elif (silent_s := min(_silence_s(node, now_s) for node in others)) > GONE_S:
         text = f'the graph is silent for {silent_s:.0f} s: what is shown is old'
         yield Notice(Level.ERROR, text)
@@ -82,7 +91,9 @@ def _of_the_graph(nodes: list[NodeView], sources: Sources, now_s: float) -> Iter
 
 def _of_output(state: GraphState) -> Iterable[Notice]:
     if state.total('kill_switch', 'risk_gate'):
-        yield Notice(Level.ERROR, 'the kill switch is engaged: every signal is refused')
+        told = [e.text for e in list(state.events) if e.kind == 'kill_switch']
+        said = f' ({told[-1]})' if told else ''
+        yield Notice(Level.ERROR, f'the kill switch is engaged: every signal is refused{said}')
     if state.hold or state.total('hold', 'risk_gate'):
         yield Notice(Level.ERROR, 'output is held: the supervisor says so')
     elif state.total('holding', 'compute'):
@@ -91,14 +102,12 @@ def _of_output(state: GraphState) -> Iterable[Notice]:
         yield Notice(Level.INFO, 'the source has ended, and every frame is durable')
 
 
-def _of_node(node: NodeView, now_s: float) -> Notice | None:
+def _of_node(node: NodeView, now_s: float) -> Notice:
     name = node.state_name(now_s, SILENT_S)
-    if name == 'active':
-        return None
     if name == 'lost':
         silent_s = _silence_s(node, now_s)
         return Notice(_level(name), f'{node.name} is lost: not heard for {silent_s:.0f} s')
-    says = f': {node.info}' if node.info else ''
+    says = f': {node.info}' if node.info and name != 'finalized' else ''
     return Notice(_level(name), f'{node.name} is {name}{says}')
 
 
@@ -108,10 +117,13 @@ def _level(state_name: str) -> Level:
     return Level.INFO if state_name == 'active' else Level.WARN
 
 
-def _of_diagnostics(state: GraphState) -> Iterable[Notice]:
+def _of_diagnostics(state: GraphState, named: Sequence[NodeView]) -> Iterable[Notice]:
+    known = {('node', node.name) for node in named}
+    known |= {('process', f'{node.board}/{node.process}') for node in named}
     for name, (level, message) in list(state.diagnostics.items()):
         kind, _, subject = name.removeprefix(_PREFIX).partition('/')
-        if level >= Level.ERROR and kind in ('board', 'process', 'node'):
+        part = kind in ('board', 'process', 'node') and (kind, subject) not in known
+        if level >= Level.ERROR and part:
             yield Notice(level, f'{kind} {subject}: {message}')
 
 
@@ -145,9 +157,10 @@ def _board_row(board: str, nodes: list[NodeView], state: GraphState, now_s: floa
 
 def _node_row(node: NodeView, state: GraphState, now_s: float) -> Row:
     name = node.state_name(now_s, SILENT_S)
+    says = '' if name in ('lost', 'finalized') else node.info  # what it said then is not so now
     cells = (
         *('', node.name, name, _age(_silence_s(node, now_s))),
-        *(str(state.restarts(node.name)), str(node.drops), str(node.pending), node.info),
+        *(str(state.restarts(node.name)), str(node.drops), str(node.pending), says),
     )
     return Row(cells, _level(name))
 
@@ -181,13 +194,30 @@ def event_rows(state: GraphState, zone: tzinfo, n: int) -> list[Row]:
     return [
         Row(
             (
-                local_time(event.stamp_ns, zone).strftime('%m-%d %H:%M:%S'),
+                local_time(event.stamp_ns, zone).strftime('%Y-%m-%d %H:%M:%S'),
                 *(event.source, event.kind, event.subject, event.text),
             ),
             event.level,
         )
         for event in reversed(list(state.events)[-n:])
     ]
+
+
+def market_text(state: GraphState, last_ns: int, now_ns: int, zone: tzinfo) -> str:
+    """Return where the bars come from, the newest of them and how far that is from now."""
+    gateway = state.nodes.get('gateway')
+    kind = _SOURCES.get(gateway.info.partition(',')[0] if gateway else '', '')
+    if not last_ns:
+        return f'{kind}no bar yet'
+    days = (now_ns - last_ns) / _DAY_NS
+    if abs(days) < 1:
+        far = 'of today'
+    else:
+        amount = (
+            f'{abs(days):,.0f} days' if abs(days) < 730 else f'{abs(days) / 365.25:,.1f} years'
+        )
+        far = f'{amount} ago' if days > 0 else f'{amount} ahead of now'
+    return f'{kind}newest bar {clock_text(last_ns, zone)} ({zone}), {far}'
 
 
 def signal_rows(signals: Iterable[Mark], zone: tzinfo) -> list[Row]:

@@ -13,6 +13,7 @@ from heqis_core.control import Event, Level
 from heqis_core.simulator import MarketSimulator
 from heqis_core.testing import wait_until
 from heqis_core.testing_graph import make_beat
+from heqis_dashboard.chart import local_time
 from heqis_dashboard.live import PageData
 from heqis_dashboard.testing_browser import browser, open_page, why_no_browser
 from heqis_dashboard.views import Sources
@@ -88,3 +89,55 @@ def test_one_page_too_many_is_told_so(served: Any, data: PageData, chromium) -> 
         lambda: 'close one, then reload' in second.inner_text('#banner'), DEADLINE_S, 'the banner'
     )
     assert data.counters['pages_refused'] >= 1
+
+
+def test_a_zoom_stays_when_the_figure_grows_and_when_it_is_made_anew(
+    served: Any, data: PageData, chromium
+) -> None:
+    market = MarketSimulator(3, 7)
+    seqs = iter(range(1000))
+
+    def bars(n: int) -> None:
+        for seq in (next(seqs) for _ in range(n)):
+            data.feed.add_bars('daily', seq, market.next_block())
+        data.bell.ring()
+
+    bars(150)
+    watched = open_page(chromium, served.url)
+    wait_until(lambda: (watched.chart('chart.data[0].x.length') or 0) >= 90, DEADLINE_S, 'candles')
+    box = watched.page.locator('#chart').bounding_box()
+    assert box['height'] == 460
+    watched.page.mouse.move(box['x'] + box['width'] / 2, box['y'] + box['height'] / 2)
+    for _ in range(5):
+        watched.page.mouse.wheel(0, -200)
+    zoomed = 'chart.layout.xaxis.autorange === false && chart.layout.xaxis.range'
+    wait_until(lambda: bool(watched.chart(zoomed)), DEADLINE_S, 'the wheel zooms')
+    settled = watched.chart(zoomed)
+    first = watched.chart('chart.data[0].x[0]')
+    for more in (5, 150):  # appended; then more than there is room for
+        bars(more)
+        last = market_label(data)
+        drawn = f'chart.data[0].x.includes("{last}")'
+        wait_until(lambda drawn=drawn: watched.chart(drawn), DEADLINE_S, 'news')
+        assert watched.chart(zoomed) == pytest.approx(settled, abs=2)
+    assert watched.chart('chart.data[0].x.length') <= 2 * data.style.candles
+    assert first != watched.chart('chart.data[0].x[0]')
+
+
+def market_label(data: PageData) -> str:
+    return local_time(data.feed.last_time_ns(), data.style.zone).strftime('%Y-%m-%d')
+
+
+@pytest.mark.parametrize('width', [800, 1400])
+def test_the_chart_has_its_height_in_any_window_and_without_any_signal(
+    served: Any, chromium, width: int
+) -> None:
+    page = chromium.new_context(viewport={'width': width, 'height': 900}).new_page()
+    page.goto(served.url)
+    drawn = page.locator('#chart .js-plotly-plot')
+    drawn.wait_for(timeout=DEADLINE_S * 1000)
+    wait_until(lambda: drawn.bounding_box()['height'] == 460, DEADLINE_S, 'the height')
+    assert page.evaluate(
+        '() => { const m = document.querySelector("#market");'
+        ' return m.scrollHeight <= m.clientHeight }'
+    )

@@ -287,12 +287,12 @@ def test_late_decision_of_a_bar_older_than_the_figure_is_not_drawn() -> None:
 def test_figure_is_made_anew_with_the_newest_candles_when_its_room_is_used_up() -> None:
     feed, chart = feed_of(*(CLOSE + day * DAY for day in range(10))), make_chart(candles=10)
     n, sizes = len(labels(chart.update(feed))), []
-    for day in range(10, 20):
+    for day in range(10, 34):
         feed.add_bars(STREAM, 0, make_bars(CLOSE + day * DAY))
         news = chart.update(feed)
         n = len(labels(news)) if 'data' in news else n + len(news[CANDLES]['x'])
         sizes.append(n)
-    assert sizes == [11, 12, 10, 11, 12, 10, 11, 12, 10, 11]
+    assert sizes == [*range(11, 21), *range(10, 21), *range(10, 13)]
 
 
 def test_more_bars_than_there_is_room_for_bring_the_newest_alone() -> None:
@@ -506,7 +506,7 @@ def make_mark(**changed: Any) -> Mark:
 def test_hover_text_says_what_was_decided_why_by_whom_and_until_when() -> None:
     assert hover_text(make_mark(), SHANGHAI).split('<br>') == [
         '<b>SELL</b> 600519.SH 2022-01-08 15:00',
-        'score -0.250, next bar -1.25%',
+        'score -0.250, predicted return -1.25%',
         'down 0.50, flat 0.25, up 0.25',
         'reasons: gap, down',
         'bundle fedcba9876543210 by gru',

@@ -23,6 +23,7 @@ from heqis_dashboard.views import (
     event_rows,
     flow_rows,
     latency_rows,
+    market_text,
     node_rows,
     notices,
     signal_rows,
@@ -143,7 +144,8 @@ def test_node_that_is_not_active_is_named_with_its_state_and_its_own_word_in_ban
 ) -> None:
     state = graph()
     state.beat(make_beat('compute', 1, 2, 'compute', state=code), 100.0)
-    assert texts(notices(state, SOURCES, 100.0)) == [(level, f'compute is {name}: compute 2')]
+    says = '' if name == 'finalized' else ': compute 2'  # what it said then is not so now
+    assert texts(notices(state, SOURCES, 100.0)) == [(level, f'compute is {name}{says}')]
     (row,) = (row for row in node_rows(state, 100.0) if row.cells[1] == 'compute')
     assert (row.cells[2], row.level.name) == (name, level)
 
@@ -154,6 +156,66 @@ def test_node_without_a_word_of_its_own_has_no_colon_after_its_state() -> None:
     quiet = msgspec.structs.replace(beat.nodes[0], info='')
     state.beat(msgspec.structs.replace(beat, nodes=(quiet,)), 100.0)
     assert texts(notices(state, SOURCES, 100.0)) == [('WARN', 'compute is inactive')]
+
+
+def test_a_graph_that_was_ended_is_one_line_and_no_list_of_losses() -> None:
+    state = GraphState()
+    for process in ('gateway', 'compute', 'supervisor'):
+        state.beat(make_beat(process, 1, 1, state=NodeState.FINALIZED), 100.0)
+    state.beat(make_beat('dashboard', 1, 1), 130.0)
+    for now_s in (100.1, 103.0, 130.0):
+        assert texts(notices(state, SOURCES, now_s)) == [
+            ('WARN', 'the graph was ended: what is shown is how it was')
+        ]
+    assert {row.cells[7] for row in node_rows(state, 130.0) if row.cells[1] == 'gateway'} == {''}
+
+
+def test_one_cause_is_one_line_whoever_else_tells_it() -> None:
+    state = graph()
+    state.beat(make_beat('gateway', 1, 9), 99.9)
+    state.diagnosed('heqis/node/compute', Level.ERROR, 'lost: silent for 0.8 s')
+    state.diagnosed('heqis/process/compute/compute', Level.ERROR, 'lost: silent for 0.8 s')
+    state.diagnosed('heqis/process/gateway/other', Level.ERROR, 'latched')
+    state.beat(make_beat('compute', 1, 9, 'compute', state=NodeState.UNCONFIGURED), 99.9)
+    found = texts(notices(state, SOURCES, 100.0))
+    assert [text for _, text in found if 'compute' in text] == [
+        'compute is unconfigured: compute 9'
+    ]
+    assert ('ERROR', 'process gateway/other: latched') in found
+
+
+def test_the_kill_switch_says_who_engaged_it_and_why() -> None:
+    state = graph(risk_gate={'kill_switch': 1})
+    state.happened(Event(1, Level.WARN, 'risk_gate', 'kill_switch', 'risk_gate', 'engaged: by me'))
+    assert texts(notices(state, SOURCES, 100.0)) == [
+        ('ERROR', 'the kill switch is engaged: every signal is refused (engaged: by me)')
+    ]
+
+
+@pytest.mark.parametrize(
+    ('info', 'last_ns', 'text'),
+    [
+        ('simulator, resumed at 7', 0, 'SIMULATED market · no bar yet'),
+        ('file, no checkpoint', 0, 'replay of files · no bar yet'),
+        ('something else', 0, 'no bar yet'),
+        ('file', -30, 'replay of files · newest bar 2022-01-08 15:00 (UTC), 30 days ago'),
+        ('file', 0.1, 'replay of files · newest bar 2022-01-08 15:00 (UTC), of today'),
+        (
+            'simulator',
+            3653,
+            'SIMULATED market · newest bar 2022-01-08 15:00 (UTC), 10.0 years ahead of now',
+        ),
+    ],
+)
+def test_the_header_says_where_bars_come_from_and_how_far_they_are_from_now(
+    info: str, last_ns: float, text: str
+) -> None:
+    state, day_ns, bar_ns = GraphState(), 86_400_000_000_000, 1_641_654_000_000_000_000
+    beat = make_beat('gateway', 1, 1)
+    node = msgspec.structs.replace(beat.nodes[0], info=info)
+    state.beat(msgspec.structs.replace(beat, nodes=(node,)), 0.0)
+    shown = 0 if 'no bar' in text else bar_ns
+    assert market_text(state, shown, bar_ns - int(last_ns * day_ns), ZoneInfo('UTC')) == text
 
 
 HELD = 'output is held: the supervisor says so'
@@ -200,9 +262,9 @@ def test_error_of_diagnostics_is_said_with_its_subject_and_a_warning_is_not(kind
 def test_sources_that_cannot_be_read_are_warnings_in_their_own_words() -> None:
     sources = Sources('here', journal='no journal at /x', bars='the gateway does not answer')
     expected = [('WARN', 'no journal at /x'), ('WARN', 'the gateway does not answer')]
-    assert texts(notices(graph(), sources, 100.0)) == expected
-    # Also while nothing is heard.
-    assert texts(notices(GraphState(), sources, 100.0))[1:] == expected
+    assert sorted(texts(notices(graph(), sources, 100.0))) == sorted(expected)
+    # While nothing is heard, nobody can answer.
+    assert texts(notices(GraphState(), sources, 100.0))[1:] == expected[:1]
 
 
 def test_ended_source_is_a_plain_word_and_no_trouble() -> None:
@@ -376,8 +438,8 @@ def test_event_rows_are_the_last_events_newest_first_each_as_bad_as_it_is() -> N
         state.happened(Event(at_ns, level, 'supervisor', 'killed', 'compute', f'no {index}'))
     zone = ZoneInfo('Asia/Shanghai')
     assert event_rows(state, zone, 2) == [
-        Row(('01-08 15:02:02', 'supervisor', 'killed', 'compute', 'no 2'), Level.WARN),
-        Row(('01-08 15:01:01', 'supervisor', 'killed', 'compute', 'no 1'), Level.INFO),
+        Row(('2022-01-08 15:02:02', 'supervisor', 'killed', 'compute', 'no 2'), Level.WARN),
+        Row(('2022-01-08 15:01:01', 'supervisor', 'killed', 'compute', 'no 1'), Level.INFO),
     ]
     assert len(event_rows(state, zone, 99)) == 3
     assert event_rows(GraphState(), zone, 9) == []

@@ -12,6 +12,7 @@
 
   function note(text) {
     let line = document.getElementById('offline');
+    document.body.classList.toggle('stale', Boolean(text));
     if (!text) {
       if (line) line.remove();
       return;
@@ -40,7 +41,7 @@
     note(typeof SharedWorker === 'undefined'
       ? 'this browser has no SharedWorker: the page cannot be kept up to date in it'
       : 'no word from the dashboard node for ' + Math.round(silent / 1000) +
-        ' s: what is shown is old. This page comes back by itself.');
+        ' s: what is shown is old. This page comes back by itself when a node answers here again.');
     if (silent > RELOAD_MS && now - tried > TRY_MS) {
       tried = now;
       fetch(location.href, {cache: 'no-store'}).then(function (answer) {
