@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ PAGES = 10
 HOUR_FRAMES = 50 * 3600
 ZONE = ZoneInfo('Asia/Shanghai')
 MB = 1e6
+MINUTE_NS = 60_000_000_000
 
 
 class Clients:
@@ -99,11 +101,17 @@ def _first_arrivals(client: DashClient) -> dict[str, float]:
     for push in client.pushes:
         figure = push.props.get(('chart', 'figure')) or {}
         for operation in figure.get('operations', ()):
-            trace, column = operation['location'][1:]
-            if trace >= 2 and column == 'x':
-                for label in operation['params']['value']:
-                    found.setdefault(label, push.time_ns / 1e6)
+            for label in _marked(operation):
+                found.setdefault(label, push.time_ns / 1e6)
     return found
+
+
+def _marked(operation: dict[str, Any]) -> list[str]:
+    """Return the labels of the marks that an operation of a Patch brings."""
+    value, location = operation['params']['value'], operation['location']
+    if location == ['data']:  # all of it anew
+        return [label for trace in value[2:] for label in trace['x']]
+    return list(value) if location[1] >= 2 and location[2] == 'x' else []
 
 
 @contextmanager
@@ -229,7 +237,8 @@ def _feed_frames(n_frames: int, symbols: int) -> tuple[float, float]:
     process = psutil.Process()
     before = process.memory_info().rss
     for seq in range(n_frames):
-        block = market.next_block()
+        # Minutes: an hour's worth of days at 50 a second would be five centuries.
+        block = replace(market.next_block(), event_time_ns=seq * MINUTE_NS)
         feed.add_bars(STREAM, seq, block)
         feed.add_decisions(decide(block, seq))
     return (process.memory_info().rss - before) / MB, feed.n_bytes / MB
@@ -392,20 +401,20 @@ def measure(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts: dict[str, Callable[[], list[Row]]] = {
-            'processor': lambda: processor(folder, 4 if quick else 15),
+            'processor': lambda: processor(folder, 4 if quick else 10),
             'memory': lambda: [
                 *memory_of_an_hour(HOUR_FRAMES // (10 if quick else 1), SYMBOLS),
                 *memory_of_an_hour(HOUR_FRAMES // (100 if quick else 10), 300),
             ],
             'mark': lambda: [
-                *release_to_mark(folder, 2, 20 if quick else 120),
-                *release_to_mark(folder, 50, 200 if quick else 1500),
+                *release_to_mark(folder, 2, 20 if quick else 60),
+                *release_to_mark(folder, 50, 200 if quick else 1000),
             ],
             'drawing': lambda: [
-                *drawing(folder, 500, 5 if quick else 20),
-                *drawing(folder, 5000, 5 if quick else 20),
+                *drawing(folder, 500, 5 if quick else 12),
+                *drawing(folder, 5000, 5 if quick else 12),
             ],
-            'graph': lambda: graph(folder, 1 if quick else 5, 300 if quick else 1000),
+            'graph': lambda: graph(folder, 1 if quick else 2, 300 if quick else 600),
         }
         rows: list[Row] = []
         for part, run in parts.items():

@@ -8,6 +8,7 @@ the server fares, not how a browser does.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import time
 import urllib.request
@@ -214,7 +215,8 @@ def extend(target: Any, operations: list[dict[str, Any]]) -> None:
     """Apply a Patch that appends, or replaces all data; raise ValueError for any other."""
     for operation in operations:
         if operation['operation'] == 'Assign' and operation['location'] == ['data']:
-            target['data'] = operation['params']['value']
+            # What was sent stays as it was sent; the page's own grows.
+            target['data'] = copy.deepcopy(operation['params']['value'])
             continue
         if operation['operation'] != 'Extend':
             raise ValueError(f'the page is appended to, but this came: {operation}')
