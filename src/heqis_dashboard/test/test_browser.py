@@ -108,11 +108,16 @@ def test_a_zoom_stays_when_the_figure_grows_and_when_it_is_made_anew(
     box = watched.page.locator('#chart').bounding_box()
     assert box['height'] == 460
     watched.page.mouse.move(box['x'] + box['width'] / 2, box['y'] + box['height'] / 2)
-    for _ in range(5):
-        watched.page.mouse.wheel(0, -200)
+    watched.page.mouse.wheel(0, -400)  # once: Plotly takes its time for each
     zoomed = 'chart.layout.xaxis.autorange === false && chart.layout.xaxis.range'
     wait_until(lambda: bool(watched.chart(zoomed)), DEADLINE_S, 'the wheel zooms')
-    settled = watched.chart(zoomed)
+    ranges = [None, watched.chart(zoomed)]
+    wait_until(
+        lambda: ranges.append(settle(watched, zoomed)) or ranges[-1] == ranges[-2],
+        DEADLINE_S,
+        'the zoom comes to rest',
+    )
+    settled = ranges[-1]
     first = watched.chart('chart.data[0].x[0]')
     for more in (5, 150):  # appended; then more than there is room for
         bars(more)
@@ -122,6 +127,11 @@ def test_a_zoom_stays_when_the_figure_grows_and_when_it_is_made_anew(
         assert watched.chart(zoomed) == pytest.approx(settled, abs=2)
     assert watched.chart('chart.data[0].x.length') <= 2 * data.style.candles
     assert first != watched.chart('chart.data[0].x[0]')
+
+
+def settle(watched: Any, expression: str) -> Any:
+    watched.page.wait_for_timeout(400)  # Plotly redraws some time after the wheel
+    return watched.chart(expression)
 
 
 def market_label(data: PageData) -> str:
