@@ -21,10 +21,18 @@ setup(
     ],
     install_requires=['msgspec>=0.18.6', 'numba>=0.61', 'numpy>=1.26'],
     extras_require={
-        'files': ['pandas>=2.2', 'pyarrow>=15'],
+        'files': ['pandas>=2.2', 'pyarrow>=15', 'rich>=13'],
         'link': ['pyzmq>=26.4'],
+        'modbus': ['pymodbus>=3.10', 'pyserial>=3.5', 'pyyaml>=6'],
         'onnx': ['onnxruntime>=1.18'],
         'test': ['pytest'],
+        'tushare': ['six>=1.16', 'tushare>=1.4.21'],
     },
     zip_safe=False,
+    entry_points={
+        'heqis.commands': [
+            'data = heqis_core.commands.data:register',
+            'features = heqis_core.commands.features:register',
+        ],
+    },
 )

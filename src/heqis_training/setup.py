@@ -30,6 +30,7 @@ setup(
     zip_safe=False,
     entry_points={
         'heqis.commands': [
+            'fetch = heqis_training.fetch:register',
             'train = heqis_training.cli:register',
         ],
     },

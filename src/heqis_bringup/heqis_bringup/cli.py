@@ -27,6 +27,9 @@ OFFERED_BY = {
     'doctor': ('heqis_bringup', 'say what is installed, what would be used, what is missing'),
     'keys': ('heqis_bringup', 'make the CURVE key pair of a board'),
     'batch': ('heqis_bringup', 'the decisions of a bundle on a data set, without any graph'),
+    'data': ('heqis_core', 'check market data: what is wrong, where, and how much of it'),
+    'features': ('heqis_core', 'named feature columns of bars, in batch or as a stream'),
+    'fetch': ('heqis_training', 'fetch market data from Tushare Pro into a store (workstation)'),
     'train': ('heqis_training', 'train a model and export it as a bundle (workstation)'),
 }
 _HOW_TO_GET = {

@@ -48,6 +48,9 @@ class BarBlock:
         status: uint8 (S,), `BarStatus` codes.
         revision: 0 for the first version of this event time, +1 for each amendment.
         ingest_ns: wall clock when the source handed the block over, ns UTC; 0 if unknown.
+        channels: C names of what else is known of each symbol, joined as of this event time
+            (`heqis_core.align`), the same tuple object for every block of a stream.
+        extra: float64 (C, S), NaN where a channel says nothing; None where C is 0.
     """
 
     event_time_ns: int
@@ -56,11 +59,14 @@ class BarBlock:
     status: npt.NDArray[np.uint8]
     revision: int = 0
     ingest_ns: int = 0
+    channels: tuple[str, ...] = ()
+    extra: npt.NDArray[np.float64] | None = None
 
     @property
     def nbytes(self) -> int:
         """Return about how much memory it holds: its arrays, and the Python objects around."""
-        return self.values.nbytes + self.status.nbytes + _OBJECTS_BYTES
+        extra = 0 if self.extra is None else self.extra.nbytes
+        return self.values.nbytes + self.status.nbytes + extra + _OBJECTS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +78,16 @@ class BarTable:
         event_time_ns: int64 (T,), strictly increasing.
         values: float64 (T, 6, S), see `BarBlock.values`.
         status: uint8 (T, S), see `BarBlock.status`.
+        channels: C names, see `BarBlock.channels`.
+        extra: float64 (T, C, S), see `BarBlock.extra`; None where C is 0.
     """
 
     symbols: tuple[str, ...]
     event_time_ns: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     status: npt.NDArray[np.uint8]
+    channels: tuple[str, ...] = ()
+    extra: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def from_blocks(cls, blocks: Sequence[BarBlock]) -> BarTable:
@@ -89,6 +99,8 @@ class BarTable:
             np.array([block.event_time_ns for block in blocks], np.int64),
             np.stack([block.values for block in blocks]),
             np.stack([block.status for block in blocks]),
+            blocks[0].channels,
+            None if blocks[0].extra is None else np.stack([block.extra for block in blocks]),  # type: ignore[arg-type]
         )
 
     def select(self, symbols: Iterable[str]) -> BarTable:
@@ -107,7 +119,15 @@ class BarTable:
             self.event_time_ns,
             np.ascontiguousarray(self.values[:, :, which]),
             np.ascontiguousarray(self.status[:, which]),
+            self.channels,
+            None if self.extra is None else np.ascontiguousarray(self.extra[:, :, which]),
         )
+
+    def head(self, n: int) -> BarTable:
+        """Return the first `n` event times, as views."""
+        extra = None if self.extra is None else self.extra[:n]
+        times, values, status = self.event_time_ns[:n], self.values[:n], self.status[:n]
+        return BarTable(self.symbols, times, values, status, self.channels, extra)
 
     def __len__(self) -> int:
         """Return the number of event times T."""
@@ -122,6 +142,8 @@ class BarTable:
             self.status[index],
             0,
             ingest_ns,
+            self.channels,
+            None if self.extra is None else self.extra[index],
         )
 
     @property

@@ -357,5 +357,4 @@ def _part(table: BarTable, config: SourceConfig) -> BarTable:
     """
     if not isinstance(config.symbols, int) and config.symbols:
         table = table.select(config.symbols)
-    n = config.limit or len(table)
-    return BarTable(table.symbols, table.event_time_ns[:n], table.values[:n], table.status[:n])
+    return table.head(config.limit or len(table))

@@ -146,12 +146,17 @@ def block_to_msg(block: BarBlock, stream: str, epoch: int, seq: int) -> m.BarBlo
     result.values = tensor_to_msg('values', block.values)
     result.status = tensor_to_msg('status', block.status)
     result.ingest_ns = block.ingest_ns
+    if block.extra is not None:
+        result.channels = list(block.channels)
+        result.extra = tensor_to_msg('extra', block.extra)
     return result
 
 
 def msg_to_block(message: m.BarBlock) -> BarBlock:
     """Return a bar block of views; stream, epoch and seq stay in the message. Raises WireError."""
     symbols = _intern(message.stream, message.symbols)
+    channels = _intern(f'{message.stream} channels', message.channels)
+    shape = len(channels), len(symbols)
     return BarBlock(
         event_time_ns=message.event_time_ns,
         symbols=symbols,
@@ -159,6 +164,8 @@ def msg_to_block(message: m.BarBlock) -> BarBlock:
         status=_typed('BarBlock', message.status, np.uint8, (len(symbols),)),
         revision=message.revision,
         ingest_ns=message.ingest_ns,
+        channels=channels,
+        extra=_typed('BarBlock', message.extra, np.float64, shape) if channels else None,
     )
 
 
