@@ -94,13 +94,14 @@ class BarTable:
         """Return the table of consecutive blocks of one stream; ValueError if there is none."""
         if not blocks:
             raise ValueError('a bar table needs at least one block')
+        extra = [block.extra for block in blocks if block.extra is not None]
         return cls(
             blocks[0].symbols,
             np.array([block.event_time_ns for block in blocks], np.int64),
             np.stack([block.values for block in blocks]),
             np.stack([block.status for block in blocks]),
             blocks[0].channels,
-            None if blocks[0].extra is None else np.stack([block.extra for block in blocks]),  # type: ignore[arg-type]
+            np.stack(extra) if extra else None,
         )
 
     def select(self, symbols: Iterable[str]) -> BarTable:
