@@ -263,16 +263,32 @@ def test_a_reading_that_fits_nowhere_is_counted_and_kept_apart(reading, fate) ->
     assert one.ledger.take_refused()[0][0] is fate
 
 
-def test_pending_readings_and_blocks_are_bounded(monkeypatch) -> None:
-    monkeypatch.setattr('heqis_core.align.asof.MAX_PENDING', 2)
+def test_pending_blocks_are_bounded(monkeypatch) -> None:
     monkeypatch.setattr('heqis_core.align.blocks.MAX_PENDING_BLOCKS', 2)
     one = aligner()
     for moment in range(1, 5):
-        put(one, Reading(moment, 'A', 'x', 1.0))
         put(one, block(moment, {'A': 1.0}))
-    assert one.n_pending == 4
-    assert one.ledger.counts['plant'] == {Fate.OVERFLOW.value: 2}
+    assert one.n_pending == 2
     assert one.ledger.counts['stocks'] == {Fate.OVERFLOW.value: 2}
+
+
+def test_pending_readings_are_bounded_and_the_newest_stay_without_a_look_ahead(
+    monkeypatch,
+) -> None:
+    """Hours of readings wait for one bar: the old ones give way, and no block sees a later one."""
+    monkeypatch.setattr('heqis_core.align.asof.MAX_PENDING', 3)
+    one = aligner(amend=0)
+    for moment in range(1, 8):
+        put(one, Reading(moment, 'A', 'y', float(moment)))
+    put(one, Reading(2, 'A', 'y', 2.5))
+    assert one.n_pending == 4
+    put(one, block(3, {'A': 1.0}))
+    put(one, block(6, {'A': 1.0}))
+    early, later = drain(one, frozenset({'funds', 'plant'}))
+    assert math.isnan(early.extra[1, 0]), 'of time 3 nothing is known any longer'
+    assert later.extra[1, 0] == 6.0
+    assert one.ledger.counts['plant'] == {Fate.SUPERSEDED.value: 6, Fate.DELIVERED.value: 1}
+    assert one.n_pending == 1
 
 
 @settings(max_examples=50)

@@ -18,8 +18,8 @@ from heqis_core.readings import Reading
 
 EVERY_SYMBOL = '*'
 """In a reading's symbol: it is of all symbols (an index, a sensor of the plant)."""
-MAX_PENDING = 1_000_000
-"""Readings that may wait for their block; beyond it new ones are refused."""
+MAX_PENDING = 100_000
+"""Readings that may wait for their block; beyond it the oldest ones wait no longer."""
 
 
 class Channel(NamedTuple):
@@ -80,7 +80,8 @@ class AsOf:
     @property
     def n_pending(self) -> int:
         """Return how many readings wait for their block."""
-        return len(self._pending)
+        waiting = sum(not reading.conflict for reading in self._pending.values())
+        return waiting + int(self._unused.sum())
 
     def put(self, feed: str, readings: Iterable[Reading], not_after_ns: int) -> int:
         """Take readings in any order; return the newest event time that can be believed."""
@@ -101,14 +102,16 @@ class AsOf:
         """
         while self._order and self._order[0][0] <= event_time_ns:
             self._take(heapq.heappop(self._order))
-        known_at = self._when_ns != NEVER_NS
+        # A reading that could wait no longer may be younger than this event time.
+        known_at = (self._when_ns != NEVER_NS) & (self._when_ns <= event_time_ns)
         age_ns = np.where(known_at, event_time_ns - self._when_ns, 0)
         fresh = known_at & (age_ns <= self._tolerance_ns)
-        for row in np.flatnonzero(self._unused.any(axis=1)).tolist():
-            feed, unused = self._channels[row].feed, self._unused[row]
-            self._ledger.count(feed, Fate.DELIVERED, int((unused & fresh[row]).sum()))
-            self._ledger.count(feed, Fate.EXPIRED, int((unused & ~fresh[row]).sum()))
-        self._unused[:] = False
+        due = self._unused & known_at
+        for row in np.flatnonzero(due.any(axis=1)).tolist():
+            feed = self._channels[row].feed
+            self._ledger.count(feed, Fate.DELIVERED, int((due[row] & fresh[row]).sum()))
+            self._ledger.count(feed, Fate.EXPIRED, int((due[row] & ~fresh[row]).sum()))
+        self._unused[due] = False
         self._joined_ns = event_time_ns
         known = np.where(fresh, self._value, np.nan)
         # What is said of all symbols counts for each whose own reading is older.
@@ -160,10 +163,10 @@ class AsOf:
     def _pend(self, feed: str, key: _Key, value: float) -> Fate | None:
         waiting = self._pending.get(key)
         if waiting is None:
-            if len(self._pending) >= MAX_PENDING:
-                return Fate.OVERFLOW
             self._pending[key] = _Waiting(value)
             heapq.heappush(self._order, key)
+            if len(self._pending) > MAX_PENDING:
+                self._take(heapq.heappop(self._order))
             return None
         same = waiting.value == value or (math.isnan(waiting.value) and math.isnan(value))
         if same and not waiting.conflict:
@@ -185,9 +188,11 @@ class AsOf:
         if waiting.conflict:
             return
         when_ns, row, column = key
-        self._ledger.count(
-            self._channels[row].feed, Fate.SUPERSEDED, int(self._unused[row, column])
-        )
+        feed = self._channels[row].feed
+        if when_ns < self._when_ns[row, column]:
+            self._ledger.count(feed, Fate.SUPERSEDED)
+            return
+        self._ledger.count(feed, Fate.SUPERSEDED, int(self._unused[row, column]))
         self._when_ns[row, column] = when_ns
         self._value[row, column] = waiting.value
         self._unused[row, column] = True

@@ -95,7 +95,7 @@ class Aligner:
     @property
     def n_pending(self) -> int:
         """Return how many bars and readings wait for their block."""
-        bars = sum(int((d.status != BarStatus.NO_BAR).sum()) for d in self._drafts.values())
+        bars = sum(int(_there(draft).sum()) for draft in self._drafts.values())
         return bars + self._readings.n_pending
 
     # --- what comes in ---
@@ -261,14 +261,19 @@ class Aligner:
             self.ledger.refuse(fate, Refused(*head, float(block.values[CLOSE, index])))
 
     def _finish(self, now: int, draft: _Draft) -> BarBlock:
-        there = draft.status != BarStatus.NO_BAR
-        there[list(draft.conflicts)] = False
+        there = _there(draft)
         for name, columns in self._columns.items():
             self.ledger.count(name, Fate.DELIVERED, int(there[columns].sum()))
         extra = self._readings.join(now) if self.channels else None
         return BarBlock(
             now, self.symbols, draft.values, draft.status, 0, draft.ingest_ns, self.channels, extra
         )
+
+
+def _there(draft: _Draft) -> npt.NDArray[np.bool_]:
+    there: npt.NDArray[np.bool_] = draft.status != BarStatus.NO_BAR
+    there[list(draft.conflicts)] = False
+    return there
 
 
 def _same_bar(one: _Draft | BarBlock, column: int, block: BarBlock, index: int) -> bool:
