@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a YAML file into msgspec structs; what does not fit is named by file, line and field."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from heqis_core.errors import ConfigError
+
+_T = TypeVar('_T')
+_WHERE = re.compile(r'(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?$', re.DOTALL)
+_STEP = re.compile(r'\.(?P<key>[^.\[]+)|\[(?P<index>\d+)\]')
+
+
+def load_struct(path: str | Path, kind: type[_T]) -> _T:
+    """Return the content of a YAML file as `kind` (a msgspec Struct, or a type of them).
+
+    Raises ConfigError as `file:line: field: what is wrong`.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{path}: cannot be read ({error}); check the name') from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = f':{mark.line + 1}' if mark else ''
+        reason = ' '.join(str(getattr(error, 'problem', error)).split())
+        raise ConfigError(f'{path}{line}: not YAML: {reason}') from error
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        found = _WHERE.match(str(error))
+        problem, where = (found['problem'], found['path'] or '') if found else (str(error), '')
+        at = f'{where.lstrip(".")}: ' if where else ''
+        raise ConfigError(f'{path}:{_line(root, where)}: {at}{problem}') from error
+
+
+def _line(node: Any, path: str) -> int:
+    """Return the line of the value at a path such as `.sources[2].kind`, or of what holds it."""
+    for step in _STEP.finditer(path):
+        if step['index'] is not None and isinstance(node, yaml.SequenceNode):
+            node = node.value[int(step['index'])]
+        elif isinstance(node, yaml.MappingNode):
+            below = [value for key, value in node.value if key.value == step['key']]
+            node = below[0] if below else node
+    return 1 if node is None else int(node.start_mark.line) + 1
