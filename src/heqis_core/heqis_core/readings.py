@@ -10,6 +10,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+NEVER_NS = -(2**63)
+"""Before every event time (the least int64)."""
+
 
 class ReadingStatus(IntEnum):
     """Whether a reading may be used."""
@@ -46,13 +49,21 @@ class ChannelSource(Protocol):
     counts: dict[str, int]
     """What came, and what was refused or lost, by reason."""
 
+    @property
+    def complete_ns(self) -> int:
+        """Return the event time up to which it has said everything; `NEVER_NS` if it cannot know.
+
+        Where it knows, no block has to wait for a later reading to be sure.
+        """
+
     def open(self) -> None:
         """Get ready; raise HeqisError if that cannot be, whatever the far end does."""
 
     def poll(self, timeout_s: float) -> list[Reading]:
         """Return what came within `timeout_s`, oldest first; empty if nothing did.
 
-        A far end that is away is counted and tried again, not raised.
+        A far end that is away is counted and tried again, not raised. EndOfStream of
+        `heqis_core.source` says that a finite source has said its last.
         """
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from heqis_core.align import Feed
 from heqis_core.bars import BarBlock
-from heqis_core.readings import ChannelSource, Reading
+from heqis_core.readings import NEVER_NS, ChannelSource, Reading
 from heqis_core.source import Cursor, EndOfStream, Source
 
 _POLL_S = 0.1
@@ -59,10 +59,13 @@ Joined = JoinedBars | JoinedReadings
 
 
 class Item(NamedTuple):
-    """What a source gave, and where it goes on after it (None for a source without a cursor)."""
+    """What a source gave."""
 
     given: BarBlock | list[Reading]
     cursor: Cursor | None
+    """Where a source of bars goes on after it."""
+    complete_ns: int = NEVER_NS
+    """Up to which event time a source of readings has said everything."""
 
 
 @dataclass(slots=True)
@@ -173,7 +176,7 @@ class Member:
             block = self.joined.source.poll(_POLL_S)
             return None if block is None else Item(block, self.joined.source.cursor())
         readings = self.joined.source.poll(_POLL_S)
-        return Item(readings, None) if readings else None
+        return Item(readings, None, self.joined.source.complete_ns) if readings else None
 
     def _put(self, item: Item) -> bool:
         while not self._stop.is_set():

@@ -220,6 +220,7 @@ class SourceGroup:
             self._aligner.put_block(name, block, not_after_ns)
         else:
             self._aligner.put_readings(name, item.given, not_after_ns)
+            self._aligner.advance(name, item.complete_ns)
         return True
 
     def _clean(self, name: str, block: BarBlock) -> BarBlock:

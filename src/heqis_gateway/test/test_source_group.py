@@ -15,7 +15,7 @@ from heqis_core.align import Channel, Feed
 from heqis_core.bars import BarBlock, BarStatus, BarTable
 from heqis_core.errors import ConfigError, DataError
 from heqis_core.io.quarantine import Quarantine
-from heqis_core.readings import Reading
+from heqis_core.readings import NEVER_NS, Reading
 from heqis_core.simulator import MarketSimulator
 from heqis_core.source import EndOfStream, SimulatorSource, TableSource
 from heqis_gateway import member
@@ -42,6 +42,8 @@ def table(symbols=('A', 'B'), step: int = 10, n: int = N, first: int = 100) -> B
 
 class Script:
     """Readings that come as a list says, then an end or silence."""
+
+    complete_ns = NEVER_NS
 
     def __init__(self, readings, ends: bool = True) -> None:
         self.counts: dict[str, int] = {}

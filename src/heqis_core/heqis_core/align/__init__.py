@@ -12,13 +12,12 @@ each bar and each reading.
 
 from heqis_core.align.asof import EVERY_SYMBOL, Channel
 from heqis_core.align.blocks import Aligner, Feed
-from heqis_core.align.ledger import ALWAYS_NS, KEPT_APART, NEVER_NS, Fate, Ledger, Refused
+from heqis_core.align.ledger import ALWAYS_NS, KEPT_APART, Fate, Ledger, Refused
 
 __all__ = [
     'ALWAYS_NS',
     'EVERY_SYMBOL',
     'KEPT_APART',
-    'NEVER_NS',
     'Aligner',
     'Channel',
     'Fate',

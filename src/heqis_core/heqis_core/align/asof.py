@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.align.ledger import ALWAYS_NS, NEVER_NS, Fate, Ledger, Refused
+from heqis_core.align.ledger import ALWAYS_NS, Fate, Ledger, Refused
 from heqis_core.errors import ConfigError
-from heqis_core.readings import Reading
+from heqis_core.readings import NEVER_NS, Reading
 
 EVERY_SYMBOL = '*'
 """In a reading's symbol: it is of all symbols (an index, a sensor of the plant)."""

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from heqis_core.align.asof import AsOf, Channel
-from heqis_core.align.ledger import ALWAYS_NS, NEVER_NS, Fate, Ledger, Refused
+from heqis_core.align.ledger import ALWAYS_NS, Fate, Ledger, Refused
 from heqis_core.bars import BAR_FIELDS, CLOSE, BarBlock, BarStatus
 from heqis_core.errors import ConfigError
-from heqis_core.readings import Reading
+from heqis_core.readings import NEVER_NS, Reading
 
 Ints = npt.NDArray[np.int64]
 

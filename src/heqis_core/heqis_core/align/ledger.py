@@ -8,10 +8,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-import numpy as np
-
-NEVER_NS = int(np.iinfo(np.int64).min)
-ALWAYS_NS = int(np.iinfo(np.int64).max)
+ALWAYS_NS = 2**63 - 1
+"""After every event time (the greatest int64)."""
 _MAX_REFUSED = 10_000
 
 
