@@ -23,7 +23,7 @@ setup(
     extras_require={
         'files': ['pandas>=2.2', 'pyarrow>=15', 'rich>=13'],
         'link': ['pyzmq>=26.4'],
-        'modbus': ['pymodbus>=3.10', 'pyserial>=3.5', 'pyyaml>=6'],
+        'modbus': ['pymodbus>=3.16,<4', 'pyserial>=3.5', 'pyyaml>=6'],
         'onnx': ['onnxruntime>=1.18'],
         'test': ['pytest'],
         'tushare': ['six>=1.16', 'tushare>=1.4.21'],

@@ -25,6 +25,7 @@ setup(
     entry_points={
         'console_scripts': [
             'gateway = heqis_gateway.gateway_node:main',
+            'modbus = heqis_gateway.modbus_node:main',
         ],
     },
 )

@@ -11,7 +11,7 @@ import yaml
 from heqis_bringup.launch_file import LaunchPlan, ProcessSpec, load_launch
 from heqis_compute.params import TABLES as COMPUTE
 from heqis_dashboard.params import DASHBOARD
-from heqis_gateway.params import TABLES as GATEWAY
+from heqis_gateway.params import BRIDGE, GATEWAY, MODBUS
 from heqis_ros.param_files import check_file
 from heqis_ros.params import ParamTable
 from heqis_supervisor.params import AGENT, JOURNAL, RISK_GATE, SUPERVISOR
@@ -19,25 +19,27 @@ from heqis_supervisor.params import AGENT, JOURNAL, RISK_GATE, SUPERVISOR
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / 'config'
 NODES_OF: dict[str, tuple[ParamTable, ...]] = {
-    'gateway': tuple(GATEWAY),
+    'gateway': (GATEWAY, BRIDGE),
     'compute': tuple(COMPUTE),
     'journal': (RISK_GATE, JOURNAL),
     'supervisor': (SUPERVISOR,),
     'agent': (AGENT,),
     'dashboard': (DASHBOARD,),
+    'modbus': (MODBUS,),
 }
 
 
-def plan(target: str) -> LaunchPlan:
+def plan(target: str, **values: str) -> LaunchPlan:
     return load_launch(
         ROOT / 'launch' / f'{target}.launch.yaml',
+        values,
         find_share=lambda name: pytest.fail(f'asked for {name}'),
     )
 
 
 def processes() -> list[ProcessSpec]:
-    """Return every process that is launched: both boards, and the page alone."""
-    return [*plan('all').processes, *plan('dashboard').processes]
+    """Return every process that can be launched: both boards, and the page alone."""
+    return [*plan('all', modbus='true').processes, *plan('dashboard').processes]
 
 
 def given(process: ProcessSpec) -> dict[str, object]:
@@ -53,7 +55,7 @@ def written(process: str) -> dict[str, dict[str, object]]:
 
 
 def test_every_parameter_file_belongs_to_a_process() -> None:
-    names = {path.stem for path in CONFIG.glob('*.yaml')}
+    names = {path.stem for path in CONFIG.glob('*.yaml') if not path.stem.endswith('.example')}
     assert names == {*NODES_OF, 'graph'}
 
 

@@ -41,7 +41,7 @@ def decide_all(
     Raises EngineError if a model cannot be run, and what the source raises.
     """
     encoder = make_engine(bundle.encoder_path) if bundle.encoder_path else None
-    pipeline = bundle.pipeline(source.symbols, encoder)
+    pipeline = bundle.pipeline(source.symbols, encoder, source.channels)
     decider = Decider.of(bundle, source.symbols, make_engine)
     features_id = bundle.features_id(encoder.kind if encoder else 'none')
     warm_until_ns = bundle.manifest.trained_until_ns if start_after_training else None

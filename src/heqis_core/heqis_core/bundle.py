@@ -121,10 +121,12 @@ class Bundle:
         sha256 = self.manifest.files[encoder.file].sha256 if encoder else None
         return features_id(self.spec, self.scaler, sha256, engine_kind)
 
-    def pipeline(self, symbols: Sequence[str], encoder: Engine | None) -> FeaturePipeline:
-        """Return the feature pipeline of this bundle for these symbols.
+    def pipeline(
+        self, symbols: Sequence[str], encoder: Engine | None, channels: Sequence[str] = ()
+    ) -> FeaturePipeline:
+        """Return the feature pipeline of this bundle for these symbols and channels.
 
-        `encoder` has `encoder_path` loaded, or is None where the bundle has no encoder; anything
+        ConfigError says which channel the spec reads that is not there. `encoder` has `encoder_path` loaded, or is None where the bundle has no encoder; anything
         else raises BundleError.
         """
         part = self.manifest.encoder
@@ -135,7 +137,9 @@ class Bundle:
                 'where it is not None'
             )
         window, tile, horizon = (part.window, part.tile, part.horizon) if part else (1, 1, 1)
-        return FeaturePipeline(symbols, self.spec, self.scaler, encoder, window, tile, horizon)
+        return FeaturePipeline(
+            symbols, self.spec, self.scaler, encoder, window, tile, horizon, channels
+        )
 
     def verify_golden(
         self, engine_factory: Callable[[], Engine], tolerance: float = GOLDEN_TOLERANCE

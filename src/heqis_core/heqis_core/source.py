@@ -43,6 +43,10 @@ class Source(Protocol):
         """S names, the same tuple object for every block."""
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """C names of what `BarBlock.extra` holds; mostly none."""
+
+    @property
     def finite(self) -> bool:
         """Whether the source ends by itself."""
 
@@ -85,6 +89,7 @@ class TableSource:
         """
         self.table = table
         self.symbols = table.symbols
+        self.channels = table.channels
         self.total: int | None = len(table)
         self.counts = dict(counts or {})
         self._next = 0
@@ -149,6 +154,7 @@ class SimulatorSource:
         if limit is not None and limit < 0:
             raise ConfigError(f'limit: {limit}; expected 0 or more blocks, or none')
         self.symbols = simulator.symbols
+        self.channels: tuple[str, ...] = ()
         self.total = limit
         self.counts: dict[str, int] = {}
         self._simulator = simulator
@@ -226,6 +232,11 @@ class PacedSource:
     def symbols(self) -> tuple[str, ...]:
         """S names."""
         return self._source.symbols
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """C names of what `BarBlock.extra` holds."""
+        return self._source.channels
 
     @property
     def finite(self) -> bool:

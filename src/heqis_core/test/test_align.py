@@ -252,7 +252,6 @@ def test_a_clock_gone_wrong_does_not_make_everything_after_it_late() -> None:
     ('reading', 'fate'),
     [
         (Reading(5, 'Z', 'x', 1.0), Fate.UNKNOWN_SYMBOL),
-        (Reading(5, 'A', 'z', 1.0), Fate.UNKNOWN_CHANNEL),
         (Reading(5, 'A', 'x', math.inf), Fate.NOT_A_NUMBER),
     ],
 )
@@ -261,6 +260,13 @@ def test_a_reading_that_fits_nowhere_is_counted_and_kept_apart(reading, fate) ->
     put(one, reading)
     assert one.ledger.counts['plant'] == {fate.value: 1}
     assert one.ledger.take_refused()[0][0] is fate
+
+
+def test_a_reading_that_nobody_asked_for_is_counted_and_not_kept() -> None:
+    one = aligner()
+    put(one, Reading(5, 'A', 'z', 1.0))
+    assert one.ledger.counts['plant'] == {Fate.UNKNOWN_CHANNEL.value: 1}
+    assert one.ledger.take_refused() == []
 
 
 def test_pending_blocks_are_bounded(monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from heqis_gateway.bar_history import BarHistory
 from heqis_gateway.bridge_node import BridgeNode
 from heqis_gateway.hub import Hub
 from heqis_gateway.params import GATEWAY
+from heqis_gateway.source_group import SourceGroup
+from heqis_gateway.sources import open_group
 from heqis_gateway.stream import FrameStream, StreamSettings
 from heqis_msgs.msg import BarBlock as BarBlockMsg
 from heqis_msgs.msg import Committed
@@ -50,6 +53,7 @@ class GatewayNode(ManagedNode):
         super().__init__()
         self._hub = hub
         self._stream: FrameStream | None = None
+        self._group: SourceGroup | None = None
         self._history: BarHistory | None = None
 
     def configure(self, params: Any) -> None:
@@ -62,7 +66,9 @@ class GatewayNode(ManagedNode):
         bundle.verify_golden(OrtEngine)
         encoder = self._load_encoder(bundle)
         warm_until_ns = bundle.manifest.trained_until_ns if params.start_after_training else 0
-        source = self._open_source(params, warm_until_ns)
+        source = self._open_source(params, bundle.spec.channels)
+        self._group = source if isinstance(source, SourceGroup) else None
+        source = PacedSource(source, params.pace_bars_per_s, warm_until_ns)
         self.defer(source.close)
         self._bars = self.publisher(BarBlockMsg, 'bars', qos.BARS)
         self._features = self.publisher(FeatureFrameMsg, 'features', qos.FRAMES)
@@ -70,7 +76,7 @@ class GatewayNode(ManagedNode):
         stream = FrameStream(
             _settings(params, features_id, self.start_id, warm_until_ns, bundle, source),
             source,
-            bundle.pipeline(source.symbols, encoder),
+            bundle.pipeline(source.symbols, encoder, source.channels),
             self._send_on_topic if params.transport == 'dds' else self._send_on_link,
             self._publish_bars,
             self._busy,
@@ -110,10 +116,16 @@ class GatewayNode(ManagedNode):
         self.defer(encoder.close)
         return encoder
 
-    def _open_source(self, params: Any, warm_until_ns: int) -> Source:
+    def _open_source(self, params: Any, channels: Sequence[str]) -> Source:
         state_dir = Path(params.state_dir)
         quarantine = Path(params.quarantine) if params.quarantine else state_dir / 'quarantine.csv'
-        source = open_source(
+        if params.source == 'several':
+            if not params.sources:
+                raise ConfigError(
+                    'parameter sources is empty: name a file like config/sources.example.yaml'
+                )
+            return open_group(params.sources, quarantine, self.get_logger().warning)
+        return open_source(
             SourceConfig(
                 kind=params.source,
                 path=params.data,
@@ -123,9 +135,9 @@ class GatewayNode(ManagedNode):
                 tz=params.timezone,
                 close_time=params.close_time,
                 quarantine=str(quarantine),
+                channels=channels,
             )
         )
-        return PacedSource(source, params.pace_bars_per_s, warm_until_ns)
 
     def _send_on_link(self, frame: FeatureFrame) -> bool:
         if self._features.get_subscription_count():
@@ -189,17 +201,35 @@ class GatewayNode(ManagedNode):
         self.set_counter('frames_open', self._stream.n_open)
         self.set_counter('bar_history_dropped', self._history.dropped)
         self.set_counter('bars_rejected', sum(self._source.counts.values()))
+        if self._group is not None:
+            self._report_group(self._group)
         if counters.source_done and counters.frames_sent == 0:
             self.set_info(
                 'no bar is later than the training data of the bundle: nothing to decide'
             )
+
+    def _report_group(self, group: SourceGroup) -> None:
+        for name, n in (group.fates | group.readings | group.counts).items():
+            self.set_counter(f'source.{name}', n)
+        for name, n in group.restarts.items():
+            self.set_counter(f'source.{name}.restarts', n)
+        problems = group.problems
+        self.set_info(
+            'several, '
+            + (
+                '; '.join(f'{name} gives nothing: {text}' for name, text in problems.items())
+                or 'all sources run'
+            )
+        )
 
 
 def _settings(
     params: Any, features_id: str, epoch: int, warm_until_ns: int, bundle: Bundle, source: Source
 ) -> StreamSettings:
     encoder = bundle.manifest.encoder
-    origin = params.data if params.source == 'file' else f'seed {params.seed}'
+    origin = {'file': params.data, 'several': params.sources}.get(
+        params.source, f'seed {params.seed}'
+    )
     return StreamSettings(
         stream=params.stream,
         epoch=epoch,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of the gateway's two nodes."""
+"""The parameters of the gateway's nodes."""
 
 from __future__ import annotations
 
+from heqis_gateway.modbus_registers import MOST_SYMBOLS
 from heqis_ros.params import Param, ParamTable
 
 GATEWAY = ParamTable(
@@ -10,8 +11,20 @@ GATEWAY = ParamTable(
     [
         Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
         Param('stream', str, 'daily', "Name of the stream, part of every decision's key."),
-        Param('source', str, 'simulator', 'Where bars come from.', choices=('file', 'simulator')),
+        Param(
+            'source',
+            str,
+            'simulator',
+            'Where bars come from.',
+            choices=('file', 'simulator', 'several'),
+        ),
         Param('data', str, '', 'CSV or Parquet file, or a folder of them (source: file).'),
+        Param(
+            'sources',
+            str,
+            '',
+            'YAML file that names several sources and what is joined (source: several).',
+        ),
         Param(
             'quarantine',
             str,
@@ -146,4 +159,85 @@ BRIDGE = ParamTable(
     ],
 )
 
-TABLES = (GATEWAY, BRIDGE)
+MODBUS = ParamTable(
+    'modbus',
+    [
+        Param(
+            'host',
+            str,
+            '127.0.0.1',
+            'Address to listen on; one off loopback needs trusted_network.',
+        ),
+        Param(
+            'port',
+            int,
+            5020,
+            'TCP port; 502 is the standard one and needs a privilege; 0 = any free one.',
+            minimum=0,
+            maximum=65535,
+        ),
+        Param(
+            'trusted_network',
+            bool,
+            False,
+            'Serve off loopback: whoever reaches the port may read, unencrypted.',
+        ),
+        Param(
+            'unit_id',
+            int,
+            1,
+            'Unit that is answered for; 0 = whatever unit is asked for.',
+            minimum=0,
+            maximum=247,
+        ),
+        Param(
+            'max_clients',
+            int,
+            16,
+            'Most connections at once; one more is closed.',
+            minimum=1,
+            maximum=1000,
+        ),
+        Param(
+            'max_symbols',
+            int,
+            64,
+            'Number of records.',
+            minimum=1,
+            maximum=MOST_SYMBOLS,
+        ),
+        Param(
+            'symbols',
+            str,
+            '',
+            'Symbols of the first records, in this order, with blanks between; others follow as '
+            'they are heard of.',
+        ),
+        Param('stream', str, '', 'Stream that is shown; empty: the first one that is heard.'),
+        Param(
+            'stale_after_ms',
+            int,
+            60_000,
+            'Time without a new decision until a record is stale.',
+            unit='ms',
+            minimum=100,
+            maximum=604_800_000,
+        ),
+        Param(
+            'clock',
+            str,
+            'event',
+            'What ends the validity of a decision: the newest event time (replay) or the wall '
+            "clock (live); as the risk gate's.",
+            choices=('event', 'wall'),
+        ),
+        Param(
+            'required_nodes',
+            list[str],
+            ['supervisor', 'gateway', 'compute', 'risk_gate'],
+            'Nodes that must be heard and active for the heartbeat counter to advance.',
+        ),
+    ],
+)
+
+TABLES = (GATEWAY, BRIDGE, MODBUS)

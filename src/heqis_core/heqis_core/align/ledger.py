@@ -33,6 +33,7 @@ class Fate(str, Enum):
     """Two that differ for one symbol and event time: nothing says which is right, none is used."""
     UNKNOWN_SYMBOL = 'unknown_symbol'
     UNKNOWN_CHANNEL = 'unknown_channel'
+    """A reading that nobody asked for: its channel is not among those that are joined."""
     NOT_A_NUMBER = 'not_a_number'
     AHEAD = 'ahead'
     """Its event time is later than the clock of whoever put it in can be right."""
@@ -45,7 +46,6 @@ KEPT_APART = frozenset(
         Fate.LATE,
         Fate.CONFLICTING,
         Fate.UNKNOWN_SYMBOL,
-        Fate.UNKNOWN_CHANNEL,
         Fate.NOT_A_NUMBER,
         Fate.AHEAD,
         Fate.OVERFLOW,

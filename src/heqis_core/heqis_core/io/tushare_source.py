@@ -113,6 +113,7 @@ class TushareSource:
 
     finite = False
     total: int | None = None
+    channels: tuple[str, ...] = ()
 
     def __init__(
         self,
