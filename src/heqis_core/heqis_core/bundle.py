@@ -122,7 +122,11 @@ class Bundle:
         return features_id(self.spec, self.scaler, sha256, engine_kind)
 
     def pipeline(
-        self, symbols: Sequence[str], encoder: Engine | None, channels: Sequence[str] = ()
+        self,
+        symbols: Sequence[str],
+        encoder: Engine | None,
+        channels: Sequence[str] = (),
+        amendable: int = 0,
     ) -> FeaturePipeline:
         """Return the feature pipeline of this bundle for these symbols and channels.
 
@@ -138,7 +142,15 @@ class Bundle:
             )
         window, tile, horizon = (part.window, part.tile, part.horizon) if part else (1, 1, 1)
         return FeaturePipeline(
-            symbols, self.spec, self.scaler, encoder, window, tile, horizon, channels
+            symbols,
+            self.spec,
+            self.scaler,
+            encoder,
+            window,
+            tile,
+            horizon,
+            channels,
+            amendable,
         )
 
     def verify_golden(

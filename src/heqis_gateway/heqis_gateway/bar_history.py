@@ -84,6 +84,16 @@ class BarHistory:
                 self._bytes -= self._blocks.popleft().nbytes
                 self._dropped += 1
 
+    def amend(self, seq: int, block: BarBlock) -> bool:
+        """Put a corrected block in the place of the one of this seq; return whether it is held."""
+        with self._lock:
+            place = seq - self._oldest
+            if not 0 <= place < len(self._blocks):
+                return False
+            self._bytes += block.nbytes - self._blocks[place].nbytes
+            self._blocks[place] = block
+            return True
+
     def range(self, first_seq: int, last_seq: int) -> list[tuple[int, BarBlock]]:
         """Return, in order, what is held of the blocks `first_seq` to `last_seq`, inclusive."""
         with self._lock:

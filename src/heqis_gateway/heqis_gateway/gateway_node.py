@@ -76,10 +76,16 @@ class GatewayNode(ManagedNode):
         stream = FrameStream(
             _settings(params, features_id, self.start_id, warm_until_ns, bundle, source),
             source,
-            bundle.pipeline(source.symbols, encoder, source.channels),
+            bundle.pipeline(
+                source.symbols,
+                encoder,
+                source.channels,
+                self._group.amend if self._group else 0,
+            ),
             self._send_on_topic if params.transport == 'dds' else self._send_on_link,
             self._publish_bars,
             self._busy,
+            self._publish_amended,
         )
         found = stream.resume()
         self.get_logger().info(f'{len(source.symbols)} symbols, features {features_id}, {found}')
@@ -158,6 +164,14 @@ class GatewayNode(ManagedNode):
         assert self._history is not None
         # Before it is published: who hears a bar finds in the history all that came before it.
         self._history.append(seq, block)
+        if self._bars.get_subscription_count():
+            settings = self._stream.settings
+            self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))
+
+    def _publish_amended(self, seq: int, block: BarBlock) -> None:
+        assert self._stream is not None
+        assert self._history is not None
+        self._history.amend(seq, block)
         if self._bars.get_subscription_count():
             settings = self._stream.settings
             self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))

@@ -50,7 +50,7 @@ class SourceGroup:
     ) -> None:
         self._joined = tuple(joined)
         self._channels = tuple(channels)
-        self._amend = amend
+        self.amend = amend
         self._quarantine = quarantine
         self._arrived = threading.Event()
         self._log = log
@@ -180,7 +180,7 @@ class SourceGroup:
 
     def _reset(self) -> None:
         self._aligner = Aligner(
-            [one.feed for one in self._joined], self._channels, amend=self._amend
+            [one.feed for one in self._joined], self._channels, amend=self.amend
         )
         self._rejected: dict[str, Counter[str]] = {
             one.feed.name: Counter() for one in self._joined

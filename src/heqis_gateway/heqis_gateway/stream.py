@@ -68,6 +68,8 @@ class StreamCounters:
 
     bars_in: int = 0
     bars_warmup: int = 0
+    blocks_amended: int = 0
+    amendments_lost: int = 0
     frames_made: int = 0
     frames_warmup: int = 0
     frames_sent: int = 0
@@ -84,6 +86,7 @@ class _Ports:
     send: Callable[[FeatureFrame], bool]
     on_block: Callable[[int, BarBlock], None] = field(default=lambda _seq, _block: None)
     on_busy: Callable[[bool], None] = field(default=lambda _busy: None)
+    on_amended: Callable[[int, BarBlock], None] = field(default=lambda _seq, _block: None)
 
 
 class FrameStream:
@@ -97,6 +100,7 @@ class FrameStream:
             in time.
         on_block: told of each bar block before its features are computed (the `bars` topic).
         on_busy: told True before and False after work on one block, for the progress rule.
+        on_amended: told of each block that corrects an earlier one, with the seq of that one.
     """
 
     def __init__(
@@ -107,12 +111,13 @@ class FrameStream:
         send: Callable[[FeatureFrame], bool],
         on_block: Callable[[int, BarBlock], None] = lambda _seq, _block: None,
         on_busy: Callable[[bool], None] = lambda _busy: None,
+        on_amended: Callable[[int, BarBlock], None] = lambda _seq, _block: None,
     ) -> None:
         self.settings = settings
         self.counters = StreamCounters()
         self._source = source
         self._pipeline = pipeline
-        self._ports = _Ports(send, on_block, on_busy)
+        self._ports = _Ports(send, on_block, on_busy, on_amended)
         self._ring = FrameRing(settings.horizon + 2 * settings.max_in_flight)
         self._flow = FlowControl(settings.max_in_flight, settings.resend_after_s)
         self._next_seq = 0
@@ -164,7 +169,9 @@ class FrameStream:
                     self.counters.source_done = 1
                     self.checkpoint()
                 else:
-                    if block is not None:
+                    if block is not None and block.revision:
+                        self._amend(block)
+                    elif block is not None:
                         self._advance(block, stop)
             else:
                 self._answered.wait(_POLL_S)
@@ -232,6 +239,20 @@ class FrameStream:
         if not warm_up:
             self._send(frame, stop)
             self.counters.frames_sent += 1
+
+    def _amend(self, block: BarBlock) -> None:
+        """Let later features start from a corrected block; decisions that were made stay."""
+        self._ports.on_busy(True)
+        frames = self._ring.tail(self._ring.capacity)
+        seqs = [f.seq for f in frames if f.event_time_ns == block.event_time_ns]
+        # After a restart the state before the block is gone: what is decided then is still sound,
+        # but does not know of the correction.
+        if seqs and self._pipeline.amend(block):
+            self.counters.blocks_amended += 1
+            self._ports.on_amended(seqs[-1], block)
+        else:
+            self.counters.amendments_lost += 1
+        self._ports.on_busy(False)
 
     def _frame(self, block: BarBlock) -> FeatureFrame:
         stamps = new_stamps()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,3 +153,14 @@ def test_readers_see_pages_without_a_hole_while_another_thread_appends() -> None
         reader.join(5)
     assert faults == []
     assert history.dropped == 3000 - 8
+
+
+def test_a_corrected_block_takes_the_place_of_the_one_it_corrects() -> None:
+    history = BarHistory(10**6)
+    for seq in range(3):
+        history.append(seq, make_block(seq))
+    corrected = replace(make_block(1), revision=1)
+    assert history.amend(1, corrected)
+    assert [b.revision for _, b in history.range(0, 2)] == [0, 1, 0]
+    assert not history.amend(3, corrected)
+    assert not history.amend(-1, corrected)

@@ -224,3 +224,49 @@ def test_a_checkpoint_whose_ring_cannot_be_read_is_said_and_the_stream_starts_an
     with running(second):
         wait_until(lambda: second.n_open == 8, 20)
     assert sent[:8] == list(range(SPLIT, SPLIT + 8))
+
+
+class Amending(TableSource):
+    """A table of which one block comes wrong, and right once more after the next one."""
+
+    def __init__(self, table: BarTable, wrong: int) -> None:
+        super().__init__(table)
+        self._wrong, self._due = wrong, False
+
+    def poll(self, timeout_s: float):
+        if self._due:
+            self._due = False
+            return replace(self.table.block(self._wrong), revision=1)
+        block = super().poll(timeout_s)
+        at = self._next - 1
+        self._due = at == self._wrong + 1
+        return replace(block, values=block.values * 1.05) if at == self._wrong else block
+
+
+def test_a_corrected_bar_changes_what_comes_after_it_and_no_frame_before(
+    bundle, table, tmp_path, quiet
+):
+    """Frames made with the wrong bar stay; every frame after its correction is that of `quiet`."""
+    wrong, frames, amended = SPLIT + 5, [], []
+
+    def send(frame: FeatureFrame) -> bool:
+        frames.append(frame)
+        stream.close_frames([frame.seq])
+        return True
+
+    pipeline = bundle.pipeline(table.symbols, encoder_of(bundle), amendable=2)
+    stream = FrameStream(
+        settings(bundle, tmp_path / 'shaken'),
+        Amending(table, wrong),
+        pipeline,
+        send,
+        on_amended=lambda seq, block: amended.append((seq, block.event_time_ns)),
+    )
+    stream.resume()
+    with running(stream):
+        wait_until(lambda: stream.counters.source_done == 1, 20)
+    assert [frame.seq for frame in frames] == [frame.seq for frame in quiet]
+    differ = [a.seq for a, b in zip(frames, quiet, strict=True) if content(a) != content(b)]
+    assert differ == [wrong, wrong + 1]
+    assert amended == [(wrong, int(table.event_time_ns[wrong]))]
+    assert (stream.counters.blocks_amended, stream.counters.amendments_lost) == (1, 0)
