@@ -32,18 +32,24 @@ _NO_SUCH_TIME, _NO_TIME = -2, -3
 _UNSET = np.iinfo(np.int64).min
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-_CLOCK = r'(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?'
+_CLOCK = r'(?P<H>[0-9]{1,2}):(?P<M>[0-9]{2})(?::(?P<S>[0-9]{2})(?:[.,](?P<f>[0-9]{1,9}))?)?'
 _CLOCK_ONLY = re.compile(_CLOCK)
-_WEEKDAY = r'\(?(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]{0,6}\.?|[^\x00-\x7f]{1,8})\)?'
+_WEEKDAY = r'(?:mon|tue|wed|thu|fri|sat|sun)[a-z]{0,6}\.?|(?:星期|礼拜|周)[一二三四五六日天]'
+# What encoding mishaps leave of a Chinese weekday stands apart and holds no digit.
+_AFTER_DATE = rf'(?:\s*\(?(?:{_WEEKDAY})\)?|\s+\(?[^\x00-\x7f\d]{{1,8}}\)?)'
 _WRITTEN = re.compile(
-    r'(?P<y>\d{4})(?:(?P<sep>[-/.])(?P<m>\d{1,2})(?P=sep)(?P<d>\d{1,2})'
-    r'|年\s*(?P<m2>\d{1,2})\s*月\s*(?P<d2>\d{1,2})\s*日|(?P<m3>\d{2})(?P<d3>\d{2}))'
-    rf'(?:\s*{_WEEKDAY})?'
-    rf'(?:(?:\s+|T){_CLOCK}\s*(?P<offset>Z|UTC|[+-]\d{{2}}(?::?\d{{2}})?)?)?',
+    r'(?P<y>[0-9]{4})(?:(?P<sep>[-/.])(?P<m>[0-9]{1,2})(?P=sep)(?P<d>[0-9]{1,2})'
+    r'|年\s*(?P<m2>[0-9]{1,2})\s*月\s*(?P<d2>[0-9]{1,2})\s*日|(?P<m3>[0-9]{2})(?P<d3>[0-9]{2}))'
+    rf'{_AFTER_DATE}?'
+    rf'(?:(?:\s+|T){_CLOCK}\s*(?P<offset>Z|UTC|[+-][0-9]{{2}}(?::?[0-9]{{2}})?)?)?',
     re.IGNORECASE,
 )
-_COMPACT = re.compile(r'(\d{4})(\d\d)(\d\d)T?(\d\d)(\d\d)(?:(\d\d)(\d{3})?)?')
-_DAY_FIRST = re.compile(r'\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})(?!\d).*')
+_COMPACT = re.compile(
+    r'([0-9]{4})([0-9][0-9])([0-9][0-9])T?([0-9][0-9])([0-9][0-9])(?:([0-9][0-9])([0-9]{3})?)?'
+)
+_DAY_FIRST = re.compile(r'[0-9]{1,2}[-/.][0-9]{1,2}[-/.](?:[0-9]{4}|[0-9]{2})(?![0-9]).*')
+_SERIAL_DAY = re.compile(r'[1-6][0-9]{4}(?:\.[0-9]+)?')
+"""Days since 1900 or 1904, from the year 1927 on."""
 _UNIX_SCALE = {10: _SECOND, 13: 1_000_000, 16: 1_000, 19: 1}
 _LAST_UNIX_S = 1_900_000_000
 """Ten digits from here on are more likely YYYYMMDDHH than Unix time (2030): ambiguous."""
@@ -204,8 +210,10 @@ class TimeParser:
             )
         if text.isascii() and text.isdigit() and len(text) in _UNIX_SCALE:
             return self._from_unix(text)
-        if _DAY_FIRST.fullmatch(text) or re.fullmatch(r'\d{6}', text):
+        if _DAY_FIRST.fullmatch(text) or re.fullmatch(r'[0-9]{6}', text):
             return Moment(fault=Fault.AMBIGUOUS_DATE)
+        if _SERIAL_DAY.fullmatch(text):
+            return Moment(fault=Fault.SPREADSHEET_DATE)
         return Moment(fault=Fault.UNKNOWN_DATE_FORMAT)
 
     def _from_written(self, parts: re.Match[str]) -> Moment:

@@ -19,19 +19,19 @@ from heqis_core.errors import DataError
 from heqis_core.io.cells import CellFile, to_floats, to_texts
 
 
-def read(path: Path) -> tuple[list[int], list[list[str]], list[tuple[int, str]]]:
-    """Return line numbers, columns and ragged rows of a whole file."""
+def read(path: Path) -> tuple[list[int], list[list[str]], list[tuple[int, str, str]]]:
+    """Return line numbers and columns of a whole file, and its refused lines with the reason."""
     file = CellFile(path)
     width = range(len(file.header))
     lines: list[int] = []
     columns: list[list[str]] = [[] for _ in width]
-    ragged: list[tuple[int, str]] = []
+    refused: list[tuple[int, str, str]] = []
     for chunk in file.chunks(width):
         lines += chunk.lines
-        ragged += chunk.ragged
+        refused += [(line, text, fault.label) for line, text, fault in chunk.refused]
         for column, cells in zip(columns, chunk.columns, strict=True):
             column += to_texts(cells)
-    return lines, columns, ragged
+    return lines, columns, refused
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -58,14 +58,64 @@ def test_separators(tmp_path: Path, separator: str) -> None:
 def test_lines_are_counted_through_blank_and_ragged_ones(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.csv', '\n\na,b\n1,2\n\n3\n4,5,6\n7,8')
     assert CellFile(path).header_line == 3
-    assert read(path) == ([4, 8], [['1', '7'], ['2', '8']], [(6, '3'), (7, '4,5,6')])
+    ragged = [(6, '3', 'wrong_cell_count'), (7, '4,5,6', 'wrong_cell_count')]
+    assert read(path) == ([4, 8], [['1', '7'], ['2', '8']], ragged)
 
 
 def test_a_quote_that_never_closes_costs_one_line(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.csv', 'a,b\n"1","x,y"\n"2,3\n4,5\n')
-    lines, columns, ragged = read(path)
+    lines, columns, refused = read(path)
     assert (lines, columns) == ([2, 4], [['1', '4'], ['x,y', '5']])
-    assert [line for line, _ in ragged] == [3]
+    assert refused == [(3, '"2,3', 'wrong_cell_count')]
+
+
+def test_text_after_a_closing_quote_is_not_joined_to_what_is_quoted(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.csv', 'a,b\n"39.5"1,2\n"39.5","2"\n')
+    assert read(path) == ([3], [['39.5'], ['2']], [(2, '"39.5"1,2', 'wrong_cell_count')])
+
+
+@pytest.mark.parametrize(
+    ('content', 'refused'),
+    [
+        (b'a,b\n1,\x002\n3,4\n', (2, '1,\\x002', 'damaged_line')),
+        (b'a,b\n1,2\x07\n3,4\n', (2, '1,2\\x07', 'damaged_line')),
+        (b'a,b\n1,\xff2\n3,4\n', (2, '1,\\xff2', 'damaged_line')),
+        (b'a,b\na,b\n3,4\n', (2, 'a,b', 'repeated_header')),
+        (b'a,b\n \xe3\x80\x80\n3,4\n', (2, ' \u3000', 'wrong_cell_count')),
+        (b'a,b\n3,4\n5', (3, '5', 'truncated_line')),
+    ],
+)
+def test_lines_that_are_no_rows_cost_themselves_alone(
+    tmp_path: Path, content: bytes, refused: tuple[int, str, str]
+) -> None:
+    lines, columns, found = read(write(tmp_path / 'a.csv', content))
+    assert columns == [['3'], ['4']]
+    assert found == [refused]
+    assert lines == [2 if refused[0] == 3 else 3]
+
+
+def test_one_damaged_byte_of_a_gbk_file_costs_one_line(tmp_path: Path) -> None:
+    good = 'name,b\n贵州茅台,1\n平安银行,2\n'.encode('gbk')
+    lines, columns, refused = read(write(tmp_path / 'a.csv', good + b'\xb9,3\n'))
+    assert (lines, columns) == ([2, 3], [['贵州茅台', '平安银行'], ['1', '2']])
+    assert refused == [(4, '\\xb9,3', 'damaged_line')]
+
+
+@pytest.mark.parametrize(
+    ('content', 'unfinished', 'mixed'),
+    [
+        (b'a\n1\n', False, False),
+        (b'a\r\n1\r\n', False, False),
+        (b'a\n1', True, False),
+        (b'a\r\n1\n', False, True),
+        (b'a\r1\n', False, True),
+    ],
+)
+def test_ends_of_lines_are_remarked(
+    tmp_path: Path, content: bytes, unfinished: bool, mixed: bool
+) -> None:
+    file = CellFile(write(tmp_path / 'a.csv', content))
+    assert (file.unfinished, file.mixed_ends) == (unfinished, mixed)
 
 
 def test_gzip_is_opened(tmp_path: Path) -> None:
@@ -103,7 +153,7 @@ def test_parquet_columns_of_many_types(tmp_path: Path) -> None:
         'x',
         '600519.SH',
         '1.25',
-        '1',
+        'true',
         '',
         '',
     ]
@@ -123,7 +173,7 @@ def test_parquet_rows_are_numbered_across_batches(tmp_path: Path) -> None:
     [
         ('a.csv', b'', 'the file is empty'),
         ('a.csv', b' \n\n', 'the file is empty'),
-        ('a.csv', b'a,b\n\xff\xfe\xff\xff\n', 'line 2: neither UTF-8 nor GB18030'),
+        ('a.csv', b'a,\xff\n1,2\n', 'line 1: the header is damaged'),
         ('a.csv.gz', b'no gzip', 'cannot be read'),
         ('a.csv.gz', gzip.compress(b'a,b\n' * 1000)[:20], 'cannot be read'),
         ('a.parquet', b'', 'not a whole Parquet file'),
@@ -145,11 +195,11 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
 
 def test_numbers_and_what_is_none() -> None:
     values, texts = to_floats(
-        ['1', ' 2.5 ', '', 'NaN', '--', 'None', '1,000', '1_000', 'abc', '1e3', 'inf']
+        ['1', ' 2.5 ', '', 'NaN', '--', 'None', '1,000', '1_000', 'abc', '1e3', 'inf', '１２', '٣']
     )
     assert values[[0, 1, 9, 10]].tolist() == [1.0, 2.5, 1000.0, np.inf]
-    assert np.isnan(values[2:9]).all()
-    assert texts == {6: '1,000', 7: '1_000', 8: 'abc'}
+    assert np.isnan(values[[2, 3, 4, 5, 6, 7, 8, 11, 12]]).all()
+    assert texts == {6: '1,000', 7: '1_000', 8: 'abc', 11: '１２', 12: '٣'}
 
 
 @given(st.lists(st.floats(allow_nan=False)))

@@ -20,7 +20,10 @@ from heqis_core.clean import (
     Fault,
     RejectedRow,
     clean_rows,
+    find_disguised,
     find_duplicates,
+    no_limit,
+    text_fault,
 )
 from heqis_core.errors import ConfigError
 
@@ -109,6 +112,96 @@ def test_rows_are_judged_each_on_its_own(values: npt.NDArray[np.float64], random
     order = list(range(values.shape[1]))
     random.shuffle(order)
     assert (clean_rows(values).fault[order] == clean_rows(values[:, order]).fault).all()
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        ('1,234.5', 'comma_in_number'),
+        ('-10,5', 'comma_in_number'),
+        ('1.234,5', 'comma_in_number'),
+        ('１２.５', 'full_width_digits'),
+        ('٣', 'full_width_digits'),
+        ('1.2亿', 'unit_in_number'),
+        ('10.5元', 'unit_in_number'),
+        ('¥10', 'unit_in_number'),
+        ('-3.5%', 'unit_in_number'),
+        ('12K', 'unit_in_number'),
+        ('#DIV/0!', 'spreadsheet_error'),
+        ('#ref!', 'spreadsheet_error'),
+        ('#####', 'spreadsheet_error'),
+        ('1_000', 'not_a_number'),
+        ('ten', 'not_a_number'),
+        ('1O.5', 'not_a_number'),
+        ('', 'not_a_number'),
+    ],
+)
+def test_text_in_the_place_of_a_number_has_a_name(text: str, reason: str) -> None:
+    assert text_fault(text).label == reason
+
+
+def test_sentinels_of_limit_prices_mean_no_limit() -> None:
+    up = np.array([99999.99, 100000.0, 999999.999, 11.0, NAN, 0.0, 11.0, 99999.98])
+    down = np.array([0.0, 0.0, 0.01, 9.0, 9.0, 9.0, NAN, 0.01])
+    assert no_limit(up, down).tolist() == [True, True, True, False, True, True, True, False]
+
+
+HOUR_NS = 3_600_000_000_000
+
+
+def disguised(
+    closes: list[float], volumes: list[float], *, hours: int = 24, paused: int = -1, **cells: float
+) -> list[int]:
+    """Return the rows of one symbol that are found; where there is no volume they are flat."""
+    n = len(closes)
+    values = np.array([closes, closes, closes, closes, volumes, [NAN] * n], np.float64)
+    traded = values[4] != 0
+    values[1, traded] += 0.1
+    values[2, traded] -= 0.1
+    for name, value in cells.items():
+        values[BAR_FIELDS.index(name), ~traded] = value
+    flags = np.arange(n) == paused
+    fault = clean_rows(values).fault
+    when = np.arange(n) * hours * HOUR_NS
+    order = np.random.default_rng(3).permutation(n)
+    found = np.zeros(n, np.bool_)
+    found[order] = find_disguised(
+        when[order], np.zeros(n, np.int64), values[:, order], fault[order], flags[order]
+    )
+    return np.flatnonzero(found).tolist()
+
+
+def test_days_without_volume_at_the_last_close_are_suspensions() -> None:
+    assert disguised([10, 10, 10, 11, 11], [5, 0, 0, 7, 0]) == [1, 2, 4]
+
+
+def test_vendors_write_zeros_or_nothing_for_what_was_not_traded() -> None:
+    assert disguised([10, 10, 11], [5, 0, 7], open=0, high=0, low=0) == [1]
+    assert disguised([10, 10, 11], [5, 0, 7], open=NAN, high=NAN, low=NAN) == [1]
+    assert disguised([10, 10, 11], [5, 0, 7], open=0, high=0, low=9) == []
+    assert disguised([10, 10, 11], [5, 0, 7], open=0, high=0, low=-1) == []
+
+
+def test_a_first_day_or_one_at_another_price_is_no_suspension() -> None:
+    assert disguised([10, 11, 12], [0, 7, 0]) == []
+
+
+def test_a_minute_without_a_trade_is_no_suspension() -> None:
+    assert disguised([10, 10, 10], [5, 0, 5], hours=1) == []
+
+
+def test_a_suspension_that_says_so_is_not_found_again_and_moves_no_close() -> None:
+    assert disguised([10, 99, 10], [5, 0, 0], paused=1) == [2]
+
+
+def test_suspensions_of_one_symbol_do_not_look_at_another() -> None:
+    values = np.repeat(row(), 3, axis=1)
+    values[:4, 1:] = 10.5
+    values[4, 1:] = 0
+    symbol, when = np.array([0, 1, 0]), np.array([0, 24, 48]) * HOUR_NS
+    fault = clean_rows(values).fault
+    found = find_disguised(when, symbol, values, fault, np.zeros(3, np.bool_))
+    assert found.tolist() == [False, False, True]
 
 
 def test_the_same_row_again_is_a_duplicate_and_the_first_stays() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from heqis_core.errors import DataError
-from heqis_core.io.columns import find_layout
+from heqis_core.event_time import TimeParser
+from heqis_core.io.columns import EXTRAS, find_layout, read_file
 
 FILE = Path('bars.csv')
 OHLC = 'open,high,low,close'
@@ -67,6 +70,39 @@ def test_only_tushare_counts_in_lots_and_thousands() -> None:
     # Baostock has Tushare's ts_code and vol, but shares and CNY.
     baostock = find_layout(FILE, f',ts_code,{OHLC},pre_close,vol,amount'.split(','))
     assert list(baostock.scale) == [1, 1, 1, 1, 1, 1]
+
+
+def test_clean_bars_beside_the_vendor_s_columns_are_in_shares_and_cny() -> None:
+    header = f'ts_code,trade_date,event_time,{OHLC},volume,amount,suspended,raw_vol,raw_amount'
+    layout = find_layout(FILE, header.split(','))
+    assert (layout.date, layout.paused, layout.values[4:]) == (2, 9, (7, 8))
+    assert list(layout.scale) == [1, 1, 1, 1, 1, 1]
+
+
+def test_what_stands_beside_the_bars_is_found_by_its_names() -> None:
+    header = f'date,{OHLC},factor,high_limit,pre_close,low_limit'.split(',')
+    named = dict(zip(EXTRAS, find_layout(FILE, header).extras, strict=True))
+    assert named == {'pre_close': 7, 'up_limit': 6, 'down_limit': 8, 'adj_factor': 5}
+    # Bars do not need it: where two columns say it, none is believed.
+    assert find_layout(FILE, [*header, 'pre_close']).extras == (None, 6, 8, 5)
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'parquet'])
+def test_rows_come_with_their_extras_if_they_are_asked_for(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f'a.{suffix}'
+    columns = {name: ['10', '10'] for name in OHLC.split(',')}
+    columns = {'date': ['20240102', '20240103'], **columns, 'factor': ['1.5', 'x']}
+    if suffix == 'csv':
+        rows = [','.join(columns), *map(','.join, zip(*columns.values(), strict=True))]
+        path.write_text('\n'.join(rows) + '\n')
+    else:
+        parquet.write_table(pa.table(columns), path)
+    names: dict[str, int] = {}
+    rows_with = read_file(path, TimeParser(), names, extras=True)
+    assert list(rows_with.extras) == ['adj_factor']
+    assert str(rows_with.extras['adj_factor'].tolist()) == '[1.5, nan]'
+    assert names == {'a': 0}
+    assert read_file(path, TimeParser(), names).extras == {}
 
 
 def test_a_unit_in_the_header_counts() -> None:

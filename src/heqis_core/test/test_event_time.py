@@ -41,6 +41,8 @@ def read(*dates: str, times: list[str] | None = None) -> tuple[list[int], list[s
         '20240102.0',
         '2024年1月2日',
         '2024/1/2 星期二',
+        '2024/1/2(周二)',
+        '2024年1月2日星期二',
         '2024/1/2 \ufffd\ufffd\ufffd\ufffd\ufffd\ufffd',
         '2024-01-02 Tuesday',
         '2024-01-02 15:00',
@@ -84,6 +86,14 @@ def test_every_known_form_is_the_same_moment(text: str) -> None:
         ('2-Jan-24', 'unknown_date_format'),
         ('2024', 'unknown_date_format'),
         ('２０２４-01-0x', 'unknown_date_format'),
+        ('２０２４-01-02', 'unknown_date_format'),
+        ('2024-01-1２', 'unknown_date_format'),
+        ('2024-01-1٢', 'unknown_date_format'),
+        ('2024-01-1²', 'unknown_date_format'),
+        ('2024/1/1睺瞧', 'unknown_date_format'),
+        ('2024-01-02 １５:００', 'unknown_date_format'),
+        ('45293', 'spreadsheet_date'),
+        ('45293.625', 'spreadsheet_date'),
     ],
 )
 def test_what_is_unclear_is_refused_with_a_reason(text: str, fault: str) -> None:

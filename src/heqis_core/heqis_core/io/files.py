@@ -12,55 +12,49 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from heqis_core.bars import BAR_FIELDS, VOLUME, BarStatus, BarTable
-from heqis_core.clean import CleaningReport, Fault, RejectedRow, clean_rows, find_duplicates
+from heqis_core.clean import (
+    CleaningReport,
+    Fault,
+    RejectedRow,
+    clean_rows,
+    find_disguised,
+    find_duplicates,
+    text_fault,
+)
 from heqis_core.errors import DataError
 from heqis_core.event_time import TimeParser
-from heqis_core.io.cells import SUFFIXES, CellFile, Column, to_floats, to_texts
-from heqis_core.io.columns import Layout, find_layout
+from heqis_core.io.cells import SUFFIXES
+from heqis_core.io.columns import PARTITION, FileRows, read_file
 
 _MAX_TABLE_BYTES = 8 << 30
 """A table beyond this means that the files do not share their event times."""
 
-_NO_ROWS = (
-    *(np.zeros(0, np.int64) for _ in range(3)),
-    np.zeros((len(BAR_FIELDS), 0)),
-    np.zeros(0, np.bool_),
-)
-_TRUE = frozenset(('true', 't', 'yes', 'y'))
-
 
 @dataclass(slots=True)
-class _Rows:
-    """The rows of one file before the rules, N of them.
+class Judged:
+    """All rows of all files, one file after the other, with what the rules say of them.
 
-    `texts` holds by (row, field) what is no number.
+    Attributes:
+        event_ns: int64 (N,), 0 where the row has no event time.
+        symbol: int64 (N,), codes, -1 where the row has none.
+        values: float64 (6, N), see `FileRows`; NaN in suspensions that say so.
+        paused: bool (N,), suspensions.
+        disguised: bool (N,), those of them that do not say so.
+        fault: uint8 (N,), `Fault` codes.
+        field: uint8 (N,), index into `BAR_FIELDS` of the cell that decided.
+        texts: by (row, field) what is no number.
     """
-
-    path: Path
-    lines: npt.NDArray[np.int64]
-    symbol: npt.NDArray[np.int64]
-    moment: npt.NDArray[np.int64]
-    values: npt.NDArray[np.float64]
-    paused: npt.NDArray[np.bool_]
-    texts: dict[tuple[int, int], str]
-    scale: tuple[float, ...]
-    ragged: list[tuple[int, str]]
-
-
-@dataclass(slots=True)
-class _Judged:
-    """All rows of all files with what the rules say of them."""
 
     event_ns: npt.NDArray[np.int64]
     symbol: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     paused: npt.NDArray[np.bool_]
+    disguised: npt.NDArray[np.bool_]
     fault: npt.NDArray[np.uint8]
     field: npt.NDArray[np.uint8]
     texts: dict[tuple[int, int], str]
@@ -79,10 +73,12 @@ def load_bars(
     Layout, separator and encoding (UTF-8, else GBK) are told from each file. The symbol is the
     symbol column, or the name of the file without its suffix. Rows may stand in any order. A
     refused row is counted, and its symbol is REJECTED at its event time unless a clean row stands
-    there too; a row that says `paused` is SUSPENDED.
+    there too; a row that says `paused` is SUSPENDED, and so is one of a whole day without volume
+    that repeats the last close.
 
     Args:
-        path: file, or folder of which what ends in .csv, .csv.gz or .parquet is read.
+        path: file, or folder of which what ends in .csv, .csv.gz or .parquet is read, and what
+            lies in its folders `symbol=…`.
         tz: IANA zone of the times in the files.
         close_time: local time at which the bar of a date without a time of day closes.
         min_rows: valid rows that each symbol must have; 0 lets symbols through that have none.
@@ -101,18 +97,19 @@ def load_bars(
         raise DataError('path: empty; expected a CSV or Parquet file, or a folder of them')
     parser = TimeParser(tz, close_time)
     names: dict[str, int] = {}
-    loaded = [_read(file, parser, names) for file in _list_files(Path(path))]
-    judged = _judge(loaded, parser, len(names))
-    report = _report(loaded, judged, parser, list(names))
+    loaded = [read_file(file, parser, names) for file in list_files(Path(path))]
+    judged = judge(loaded, parser, len(names))
+    report = make_report(loaded, judged, parser, list(names))
     if quarantine is not None:
-        _write_quarantine(Path(quarantine), report.rejected)
+        write_rows(Path(quarantine), RejectedRow._fields, report.rejected)
     _refuse_hopeless(loaded, judged, report)
     table = _align(judged, list(names))
     _check_min_rows(table, report, min_rows, Path(path))
     return table, report
 
 
-def _list_files(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
+    """Return the data files at a path, sorted; raise DataError where there is none."""
     known = ', '.join(SUFFIXES)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
@@ -122,6 +119,8 @@ def _list_files(path: Path) -> list[Path]:
         raise DataError(f'{path}: no such file or folder; check the path')
     try:
         entries = sorted(path.iterdir())
+        for folder in [one for one in entries if one.name.startswith(PARTITION) and one.is_dir()]:
+            entries += sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f'{path}: the folder cannot be read: {error}; check its rights') from error
     shown = [entry for entry in entries if not entry.name.startswith('.')]
@@ -133,95 +132,7 @@ def _list_files(path: Path) -> list[Path]:
     return files
 
 
-def _symbol_of(path: Path) -> str:
-    suffix = next(
-        suffix for suffix in sorted(SUFFIXES, key=len)[::-1] if path.name.lower().endswith(suffix)
-    )
-    return path.name[: -len(suffix)]
-
-
-def _read(path: Path, parser: TimeParser, names: dict[str, int]) -> _Rows:
-    """Read one file.
-
-    New symbols are added to `names`, name → code, and -1 is the code of an empty one.
-    """
-    file = CellFile(path)
-    layout = find_layout(path, file.header, file.header_line)
-    wanted = [index for index in (*layout[1:5], *layout.values) if index is not None]
-    # Of each chunk: lines, symbols, moments, values, paused; the first one is for a file of none.
-    parts: list[tuple[npt.NDArray[Any], ...]] = [_NO_ROWS]
-    texts: dict[tuple[int, int], str] = {}
-    ragged: list[tuple[int, str]] = []
-    n = 0
-    for chunk in file.chunks(wanted):
-        column = dict(zip(wanted, chunk.columns, strict=True))
-        rows = len(chunk.lines)
-        times = None if layout.time is None else to_texts(column[layout.time])
-        parts.append(
-            (
-                np.asarray(chunk.lines, np.int64),
-                _symbol_codes(column, layout, _symbol_of(path), rows, names),
-                parser.parse(to_texts(column[layout.date]), times),
-                _values(column, layout, rows, n, texts),
-                _flags(None if layout.paused is None else column[layout.paused], rows),
-            )
-        )
-        ragged += chunk.ragged
-        n += rows
-    if not n and not ragged:
-        raise DataError(
-            f'{path}: the file is empty: a header and no rows; fetch it again, or remove it'
-        )
-    lines, symbol, moment, values, paused = (
-        np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True)
-    )
-    return _Rows(path, lines, symbol, moment, values, paused, texts, layout.scale, ragged)
-
-
-def _symbol_codes(
-    column: dict[int, Column], layout: Layout, stem: str, rows: int, names: dict[str, int]
-) -> npt.NDArray[np.int64]:
-    if layout.symbol is None:
-        return np.full(rows, names.setdefault(stem, len(names)), np.int64)
-    cells = [cell.strip() for cell in to_texts(column[layout.symbol])]
-    # dict.fromkeys, not a set: codes must not depend on the hash seed
-    codes = {
-        cell: -1
-        if cell.lower() in ('', 'nan', 'none', 'null')
-        else names.setdefault(cell, len(names))
-        for cell in dict.fromkeys(cells)
-    }
-    return np.fromiter(map(codes.__getitem__, cells), np.int64, rows)
-
-
-def _values(
-    column: dict[int, Column],
-    layout: Layout,
-    rows: int,
-    first_row: int,
-    texts: dict[tuple[int, int], str],
-) -> npt.NDArray[np.float64]:
-    out = np.full((len(BAR_FIELDS), rows), np.nan)
-    for field, index in enumerate(layout.values):
-        if index is None:
-            continue
-        numbers, wrong = to_floats(column[index])
-        out[field] = numbers * layout.scale[field]
-        texts.update({(first_row + row, field): text for row, text in wrong.items()})
-    return out
-
-
-def _flags(cells: Column | None, rows: int) -> npt.NDArray[np.bool_]:
-    if cells is None:
-        return np.zeros(rows, np.bool_)
-    numbers, texts = to_floats(cells)
-    flags: npt.NDArray[np.bool_] = np.nan_to_num(numbers) != 0
-    for row, text in texts.items():
-        flags[row] = text.strip().lower() in _TRUE
-    return flags
-
-
-def _judge(loaded: list[_Rows], parser: TimeParser, n_symbols: int) -> _Judged:
+def judge(loaded: Sequence[FileRows], parser: TimeParser, n_symbols: int) -> Judged:
     """Run every rule over the rows of all files."""
     event_ns, fault = parser.event_times([rows.moment for rows in loaded])
     symbol = np.concatenate([rows.symbol for rows in loaded])
@@ -245,11 +156,15 @@ def _judge(loaded: list[_Rows], parser: TimeParser, n_symbols: int) -> _Judged:
     verdict = clean_rows(values, text=text_mask, needs_volume=with_volume[symbol])
     fresh = (fault == Fault.NONE) & ~paused
     fault[fresh] = verdict.fault[fresh]
+    for row in np.flatnonzero(fault == Fault.NOT_A_NUMBER).tolist():
+        fault[row] = text_fault(texts.get((row, int(verdict.field[row])), ''))
+    disguised = find_disguised(event_ns, symbol, values, fault, paused)
+    fault[disguised], paused = Fault.NONE, paused | disguised
     whole = np.flatnonzero(fault == Fault.NONE)
     fault[whole] = find_duplicates(
         _keys(event_ns[whole], symbol[whole], n_symbols), values[:, whole]
     )
-    return _Judged(event_ns, symbol, values, paused, fault, verdict.field, texts)
+    return Judged(event_ns, symbol, values, paused, disguised, fault, verdict.field, texts)
 
 
 def _keys(
@@ -260,30 +175,32 @@ def _keys(
     return when * n_symbols + symbol
 
 
-def _report(
-    loaded: list[_Rows], judged: _Judged, parser: TimeParser, names: list[str]
+def make_report(
+    loaded: Sequence[FileRows], judged: Judged, parser: TimeParser, names: Sequence[str]
 ) -> CleaningReport:
+    """Return what came of every row; `names` are the symbols by code."""
     report = CleaningReport()
     start = 0
     for rows in loaded:
         label = str(rows.path)
         refused = [
-            RejectedRow(label, line, '', Fault.WRONG_CELL_COUNT.label, '', text)
-            for line, text in rows.ragged
+            RejectedRow(label, line, '', fault.label, '', text)
+            for line, text, fault in rows.refused
         ]
         for row in np.flatnonzero(judged.fault[start : start + len(rows.lines)]).tolist():
             refused.append(_rejected(rows, row, judged, start + row, parser, names))
         report.reject(sorted(refused, key=lambda one: one.line))
-        report.rows += len(rows.lines) + len(rows.ragged)
+        report.rows += len(rows.lines) + len(rows.refused)
         start += len(rows.lines)
     clean = judged.fault == Fault.NONE
     report.suspended = int((clean & judged.paused).sum())
+    report.disguised = int((clean & judged.disguised).sum())
     report.valid = int(clean.sum()) - report.suspended
     return report
 
 
 def _rejected(
-    rows: _Rows, row: int, judged: _Judged, at: int, parser: TimeParser, names: list[str]
+    rows: FileRows, row: int, judged: Judged, at: int, parser: TimeParser, names: Sequence[str]
 ) -> RejectedRow:
     fault = Fault(int(judged.fault[at]))
     code = int(rows.symbol[row])
@@ -301,20 +218,19 @@ def _rejected(
     return RejectedRow(str(rows.path), int(rows.lines[row]), symbol, fault.label, field, value)
 
 
-def _write_quarantine(path: Path, rejected: Iterable[RejectedRow]) -> None:
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, and the folders above it; raise DataError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open('w', encoding='utf-8', newline='') as file:
+        with path.open('w', encoding='utf-8', errors='backslashreplace', newline='') as file:
             writer = csv.writer(file, lineterminator='\n')
-            writer.writerow(RejectedRow._fields)
-            writer.writerows(rejected)
+            writer.writerow(header)
+            writer.writerows(rows)
     except OSError as error:
-        raise DataError(
-            f'{path}: the quarantine file cannot be written: {error}; name another'
-        ) from error
+        raise DataError(f'{path}: the file cannot be written: {error}; name another') from error
 
 
-def _refuse_hopeless(loaded: list[_Rows], judged: _Judged, report: CleaningReport) -> None:
+def _refuse_hopeless(loaded: Sequence[FileRows], judged: Judged, report: CleaningReport) -> None:
     """Raise DataError for a file without one usable row: another format, not some bad rows."""
     start = 0
     for rows in loaded:
@@ -340,7 +256,7 @@ def _first(rejected: Sequence[RejectedRow]) -> str:
     return f"line {row.line}, {row.field or 'line'} '{row.value}': {row.reason}"
 
 
-def _align(judged: _Judged, names: list[str]) -> BarTable:
+def _align(judged: Judged, names: list[str]) -> BarTable:
     """Place the rows on the sorted event times × sorted symbols.
 
     VALID wins over SUSPENDED over REJECTED.
