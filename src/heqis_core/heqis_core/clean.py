@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules that a row of market data must meet, defined once, for files and live blocks alike.
 
-Pure functions on columns, the report that counts what was refused, and the one rule that needs
-memory (order in time, `BlockCleaner`). Reading text and dates is `heqis_core.event_time` and
+Pure functions on columns and blocks, and the report that counts what was refused. Order in time
+is for `heqis_core.align` to judge; reading text and dates is `heqis_core.event_time` and
 `heqis_core.io`.
 """
 
@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from heqis_core.bars import AMOUNT, BAR_FIELDS, CLOSE, HIGH, LOW, OPEN, VOLUME, BarBlock, BarStatus
-from heqis_core.errors import ConfigError
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
@@ -86,8 +85,6 @@ class Fault(IntEnum):
     """The same row once more; the first one stays."""
     CONFLICTING_DUPLICATE = 24
     """Rows of one symbol and event time that differ: nothing says which is right, none stays."""
-    OUT_OF_ORDER = 25
-    """Older than what this symbol has already shown (live blocks only)."""
 
     @property
     def label(self) -> str:
@@ -119,6 +116,7 @@ class CleaningReport:
         valid: rows that became bars.
         suspended: rows that say, or show, that trading was suspended.
         disguised: those of them that do not say so: no volume, and the last close once more.
+        unread: cells of further columns that are no number, by column; their rows stay.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -127,6 +125,7 @@ class CleaningReport:
     valid: int = 0
     suspended: int = 0
     disguised: int = 0
+    unread: dict[str, int] = field(default_factory=dict)
 
     def reject(self, rows: Sequence[RejectedRow]) -> None:
         """Add refused rows to the list and to the counts."""
@@ -275,57 +274,6 @@ def find_disguised(
     known = (before >= 0) & (which[before] == which)
     found[order] = candidate[order] & alone & known & (close[order] == close[order[before]])
     return found
-
-
-class BlockCleaner:
-    """Judge live bar blocks: the rules of `clean_rows`, and order in time for each symbol."""
-
-    def __init__(self, n_symbols: int, *, needs_volume: bool = False) -> None:
-        """Start with no history for `n_symbols` symbols."""
-        self._last_ns = np.full(n_symbols, np.iinfo(np.int64).min, np.int64)
-        self._needs_volume = np.full(n_symbols, needs_volume)
-        self.counts: dict[str, int] = {}
-
-    def clean(self, block: BarBlock) -> BarBlock:
-        """Return the block with REJECTED and NaN where a VALID bar breaks a rule.
-
-        A clean block comes back as is. A bar at a time that its symbol has shown already is
-        refused (duplicate), and so is an older one (out_of_order). Refused bars are counted by
-        reason in `counts` and do not move the symbol's clock.
-        """
-        arrived = block.status == BarStatus.VALID
-        fault = clean_rows(block.values, needs_volume=self._needs_volume).fault
-        same = self._last_ns == block.event_time_ns
-        older = self._last_ns > block.event_time_ns
-        fault[(fault == Fault.NONE) & same] = Fault.DUPLICATE
-        fault[(fault == Fault.NONE) & older] = Fault.OUT_OF_ORDER
-        refused = arrived & (fault != Fault.NONE)
-        self._last_ns[arrived & ~refused] = block.event_time_ns
-        if not refused.any():
-            return block
-        for code in fault[refused].tolist():
-            label = Fault(code).label
-            self.counts[label] = self.counts.get(label, 0) + 1
-        values, status = block.values.copy(), block.status.copy()
-        values[:, refused] = np.nan
-        status[refused] = BarStatus.REJECTED
-        return replace(block, values=values, status=status)
-
-    def save(self) -> dict[str, Any]:
-        """Return the state, JSON-able."""
-        return {'last_ns': self._last_ns.tolist(), 'counts': dict(self.counts)}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take a saved state; raise ConfigError if it is of another number of symbols."""
-        last_ns = np.array(state['last_ns'], np.int64)
-        if last_ns.shape != self._last_ns.shape:
-            raise ConfigError(
-                f'cleaner state is of {last_ns.size} symbols, this stream has '
-                f'{self._last_ns.size}: remove the checkpoint, '
-                'or run with the symbols it was written for'
-            )
-        self._last_ns = last_ns
-        self.counts = dict(state['counts'])
 
 
 class RejectedBar(NamedTuple):

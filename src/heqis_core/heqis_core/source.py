@@ -307,8 +307,8 @@ class SourceConfig:
         limit: blocks until the end; None or 0 for all there are.
         bars_per_s: event times a second; 0 for as fast as possible.
         unpaced_until_ns: blocks up to this event time are not paced.
-        tz, close_time, min_rows, quarantine: see `heqis_core.io.files.load_bars`; no quarantine
-            file if empty.
+        tz, close_time, min_rows, quarantine, channels: see `heqis_core.io.files.load_bars`; no
+            quarantine file if empty.
     """
 
     kind: str
@@ -323,6 +323,7 @@ class SourceConfig:
     close_time: str = '15:00'
     min_rows: int = 1
     quarantine: str = ''
+    channels: Sequence[str] = ()
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -347,7 +348,7 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def file_source(config: SourceConfig) -> TableSource:
-    """Load the bars of `config.path`; the counts are those of the rows that cleaning refused."""
+    """Load the bars of `config.path`; the counts are those of what cleaning refused."""
     # Here, not above: a gateway that only simulates imports no file readers.
     from heqis_core.io.files import load_bars
 
@@ -357,8 +358,10 @@ def file_source(config: SourceConfig) -> TableSource:
         close_time=config.close_time,
         min_rows=config.min_rows,
         quarantine=Path(config.quarantine) if config.quarantine else None,
+        channels=config.channels,
     )
-    return TableSource(_part(table, config), report.counts)
+    unread = {f'unread_{name}': n for name, n in report.unread.items() if n}
+    return TableSource(_part(table, config), report.counts | unread)
 
 
 def _part(table: BarTable, config: SourceConfig) -> BarTable:

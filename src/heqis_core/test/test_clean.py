@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from random import Random
 
 import numpy as np
@@ -15,17 +14,16 @@ from hypothesis.extra import numpy as hnp
 
 from heqis_core.bars import BAR_FIELDS, BarBlock, BarStatus
 from heqis_core.clean import (
-    BlockCleaner,
     CleaningReport,
     Fault,
     RejectedRow,
+    clean_block,
     clean_rows,
     find_disguised,
     find_duplicates,
     no_limit,
     text_fault,
 )
-from heqis_core.errors import ConfigError
 
 NAN, INF = float('nan'), float('inf')
 GOOD = [10.0, 11.0, 9.0, 10.5, 1000.0, 10500.0]
@@ -246,65 +244,40 @@ def block(event_ns: int, values: npt.NDArray[np.float64], status: list[int]) -> 
     return BarBlock(event_ns, names, values, np.array(status, np.uint8))
 
 
-def test_clean_blocks_pass_untouched() -> None:
-    cleaner = BlockCleaner(2)
+def test_a_clean_block_passes_untouched() -> None:
     values = np.repeat(row(), 2, axis=1)
     values[:, 1] = NAN
     given_block = block(10, values, [BarStatus.VALID, BarStatus.SUSPENDED])
-    assert cleaner.clean(given_block) is given_block
-    assert cleaner.counts == {}
+    assert clean_block(given_block) == (given_block, [])
+    assert clean_block(given_block)[0] is given_block
 
 
 def test_a_bad_bar_of_a_block_is_rejected_and_its_neighbour_stays() -> None:
-    cleaner = BlockCleaner(2)
     values = np.repeat(row(), 2, axis=1)
     values[BAR_FIELDS.index('low'), 0] = -1.0
-    cleaned = cleaner.clean(block(10, values, [1, 1]))
+    cleaned, rejected = clean_block(block(10, values, [1, 1]))
     assert cleaned.status.tolist() == [BarStatus.REJECTED, BarStatus.VALID]
     assert np.isnan(cleaned.values[:, 0]).all()
     assert (cleaned.values[:, 1] == GOOD).all()
     assert values[BAR_FIELDS.index('low'), 0] == -1.0
-    assert cleaner.counts == {'not_positive': 1}
+    assert rejected == [('A', 10, 'not_positive', 'low', -1.0)]
 
 
-def test_late_and_repeated_bars_are_refused_symbol_by_symbol() -> None:
-    cleaner = BlockCleaner(2)
-    values = np.repeat(row(), 2, axis=1)
-    cleaner.clean(block(10, values, [1, 0]))
-    assert cleaner.clean(block(10, values, [1, 1])).status.tolist() == [3, 1]
-    assert cleaner.clean(block(9, values, [1, 1])).status.tolist() == [3, 3]
-    assert cleaner.clean(block(11, values, [1, 1])).status.tolist() == [1, 1]
-    assert cleaner.counts == {'duplicate': 1, 'out_of_order': 2}
+def test_a_symbol_that_has_volumes_needs_one() -> None:
+    values = np.repeat(row(volume=NAN), 2, axis=1)
+    cleaned, rejected = clean_block(
+        block(10, values, [1, 1]), needs_volume=np.array([True, False])
+    )
+    assert cleaned.status.tolist() == [BarStatus.REJECTED, BarStatus.VALID]
+    assert [(bar.symbol, bar.reason) for bar in rejected] == [('A', 'missing_volume')]
 
 
-def test_a_refused_bar_does_not_move_the_clock() -> None:
-    cleaner = BlockCleaner(1)
-    cleaner.clean(block(50, row(low=-1.0), [1]))
-    assert cleaner.clean(block(20, row(), [1])).status.tolist() == [BarStatus.VALID]
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 5), ODD, ODD), min_size=1, max_size=12), st.integers(0, 12)
-)
-def test_a_cleaner_goes_on_from_its_saved_state(
-    bars: list[tuple[int, float, float]], cut: int
-) -> None:
-    def blocks() -> list[BarBlock]:
-        return [block(t, np.hstack([row(open=a), row(volume=b)]), [1, 1]) for t, a, b in bars]
-
-    whole = BlockCleaner(2)
-    expected = [whole.clean(one).status.tolist() for one in blocks()]
-    first, second = BlockCleaner(2), BlockCleaner(2)
-    statuses = [first.clean(one).status.tolist() for one in blocks()[:cut]]
-    second.load(json.loads(json.dumps(first.save())))
-    statuses += [second.clean(one).status.tolist() for one in blocks()[cut:]]
-    assert statuses == expected
-    assert second.counts == whole.counts
-
-
-def test_state_of_other_symbols_is_refused() -> None:
-    with pytest.raises(ConfigError, match='is of 2 symbols, this stream has 3'):
-        BlockCleaner(3).load(BlockCleaner(2).save())
+@given(st.lists(st.tuples(ODD, ODD, ODD), min_size=1, max_size=6))
+def test_a_block_is_judged_by_the_rules_of_rows(bars: list[tuple[float, float, float]]) -> None:
+    values = np.hstack([row(open=a, high=b, volume=c) for a, b, c in bars])
+    cleaned, rejected = clean_block(block(10, values, [1] * len(bars)))
+    assert (cleaned.status == BarStatus.VALID).tolist() == clean_rows(values).valid.tolist()
+    assert len(rejected) == (cleaned.status == BarStatus.REJECTED).sum()
 
 
 def test_report_counts_by_reason() -> None:

@@ -98,7 +98,7 @@ def test_rows_come_with_their_extras_if_they_are_asked_for(tmp_path: Path, suffi
     else:
         parquet.write_table(pa.table(columns), path)
     names: dict[str, int] = {}
-    rows_with = read_file(path, TimeParser(), names, extras=True)
+    rows_with = read_file(path, TimeParser(), names, extras=EXTRAS)
     assert list(rows_with.extras) == ['adj_factor']
     assert str(rows_with.extras['adj_factor'].tolist()) == '[1.5, nan]'
     assert names == {'a': 0}

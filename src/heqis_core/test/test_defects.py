@@ -325,7 +325,7 @@ def test_the_catalogue_is_long_enough_and_names_every_reason() -> None:
     assert len(hurt) >= 25
     named = {reason for defect in hurt for reason in defect.rejected}
     # Only live blocks are out of order: files may be in any.
-    assert named == {fault.label for fault in Fault} - {'none', 'out_of_order'}
+    assert named == {fault.label for fault in Fault} - {'none'}
     seen = {reason for defect in hurt for reason in defect.suspicious}
     others = {'outside_session', 'time_zone', 'spellings'}
     assert seen == {one.value for one in Suspicion} - others

@@ -365,3 +365,29 @@ def test_any_rows_are_either_clean_or_counted_in_any_order(
     again, other = load_rows(tmp_path, shuffled)
     assert same(table, again)
     assert report.counts == other.counts
+
+
+def test_further_columns_come_as_channels_where_bars_are(tmp_path: Path) -> None:
+    """One file has the column, one has text in it, one lacks it."""
+    head = 'date,open,high,low,close,turnover_rate\n'
+    bar = '2024-01-{:02d},10,10,10,10'
+    (tmp_path / 'A.csv').write_text(head + bar.format(2) + ',1.5\n' + bar.format(3) + ',\n')
+    (tmp_path / 'B.csv').write_text(head + bar.format(2) + ',much\n' + bar.format(3) + ',2.5\n')
+    (tmp_path / 'C.csv').write_text(head[: head.rindex(',')] + '\n' + bar.format(2) + '\n')
+    table, report = load_bars(tmp_path, channels=['turnover_rate'])
+    assert table.channels == ('turnover_rate',)
+    nan = float('nan')
+    np.testing.assert_equal(table.extra, [[[1.5, nan, nan]], [[nan, 2.5, nan]]])
+    assert report.unread == {'turnover_rate': 1}
+    assert report.valid == 5
+    plain, _ = load_bars(tmp_path)
+    assert plain.channels == ()
+    assert plain.extra is None
+    np.testing.assert_equal(table.block(1).extra, [[nan, 2.5, nan]])
+    np.testing.assert_equal(table.select(['B']).head(1).extra, [[[nan]]])
+
+
+def test_a_channel_that_no_file_has_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'A.csv').write_text('date,open,high,low,close\n2024-01-02,1,1,1,1\n')
+    with pytest.raises(DataError, match="no column 'turnover_rate'"):
+        load_bars(tmp_path, channels=['turnover_rate'])

@@ -158,7 +158,7 @@ def _read(
     for file in list_files(Path(path)):
         files.append(FileCheck(str(file)))
         try:
-            loaded.append(read_file(file, parser, names, extras=True))
+            loaded.append(read_file(file, parser, names, extras=EXTRAS))
         except DataError as error:
             files[-1].error = str(error)
     if not loaded:

@@ -9,6 +9,7 @@ shares and amount in CNY, unless the header says so in Chinese, as in 成交量(
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -52,6 +53,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     'adj_factor': ('adj_factor', 'factor', '复权因子'),
 }
 """What a file may say beside its bars, for checks and adjustment, with the names it goes by."""
+Extras = Mapping[str, Sequence[str]]
+"""Further columns that are wanted: name, and what they go by in a file."""
 
 _SYMBOL = (
     'symbol', 'ts_code', 'code', 'ticker', 'instrument', 'stock_code', 'vt_symbol',
@@ -79,7 +82,7 @@ class Layout(NamedTuple):
     scale: tuple[float, ...]
     """What a cell of each of `BAR_FIELDS` is multiplied by to give shares and CNY."""
     extras: tuple[int | None, ...]
-    """One for each of `EXTRAS`."""
+    """One for each further column that is wanted."""
 
 
 @dataclass(slots=True)
@@ -93,7 +96,8 @@ class FileRows:
         moment: int64 (N,), codes of `TimeParser`.
         values: float64 (6, N), rows in `BAR_FIELDS` order, in shares and CNY; NaN where empty.
         paused: bool (N,), rows that say that trading was suspended.
-        extras: float64 (N,) by name of `EXTRAS`, if they were asked for and the file has them.
+        extras: float64 (N,) by name, of the further columns that are wanted and there.
+        unread: cells of these that are no number, by name; they count as empty.
         texts: by (row, field) what is no number.
         scale: see `Layout`.
         refused: line, text and fault of what is no row.
@@ -107,6 +111,7 @@ class FileRows:
     values: npt.NDArray[np.float64]
     paused: npt.NDArray[np.bool_]
     extras: dict[str, npt.NDArray[np.float64]]
+    unread: dict[str, int]
     texts: dict[tuple[int, int], str]
     scale: tuple[float, ...]
     refused: list[tuple[int, str, Fault]]
@@ -117,7 +122,6 @@ _NO_ROWS: tuple[npt.NDArray[Any], ...] = (
     *(np.zeros(0, np.int64) for _ in range(3)),
     np.zeros((len(BAR_FIELDS), 0)),
     np.zeros(0, np.bool_),
-    np.zeros((len(EXTRAS), 0)),
 )
 PARTITION = 'symbol='
 """How the folder of one symbol begins in a folder that is partitioned by symbol."""
@@ -126,7 +130,7 @@ _TRUE = frozenset(('true', 't', 'yes', 'y', '是', '停牌'))
 
 
 def read_file(
-    path: Path, parser: TimeParser, names: dict[str, int], *, extras: bool = False
+    path: Path, parser: TimeParser, names: dict[str, int], *, extras: Extras | None = None
 ) -> FileRows:
     """Read one file.
 
@@ -134,11 +138,13 @@ def read_file(
     the file without its suffix. Raise DataError if the file holds no bars, or nothing at all.
     """
     file = CellFile(path)
-    layout = find_layout(path, file.header, file.header_line)
-    more = layout.extras if extras else (None,) * len(EXTRAS)
-    wanted = [index for index in (*layout[1:5], *layout.values, *more) if index is not None]
+    extras = extras or {}
+    layout = find_layout(path, file.header, file.header_line, extras)
+    places = (*layout[1:5], *layout.values, *layout.extras)
+    wanted = [index for index in places if index is not None]
     # Of each chunk: lines, symbols, moments, values, paused, extras; the first is for no chunk.
-    parts: list[tuple[npt.NDArray[Any], ...]] = [_NO_ROWS]
+    parts: list[tuple[npt.NDArray[Any], ...]] = [(*_NO_ROWS, np.zeros((len(extras), 0)))]
+    unread: Counter[str] = Counter()
     texts: dict[tuple[int, int], str] = {}
     refused: list[tuple[int, str, Fault]] = []
     n = 0
@@ -153,7 +159,7 @@ def read_file(
                 parser.parse(to_texts(column[layout.date]), times),
                 _values(column, layout, rows, n, texts),
                 _flags(None if layout.paused is None else column[layout.paused], rows),
-                _extras(column, more, rows),
+                _extras(column, layout, tuple(extras), rows, unread),
             )
         )
         refused += chunk.refused
@@ -174,9 +180,10 @@ def read_file(
         paused,
         {
             name: cells
-            for name, cells, at in zip(EXTRAS, more_values, more, strict=True)
+            for name, cells, at in zip(extras, more_values, layout.extras, strict=True)
             if at is not None
         },
+        dict(unread),
         texts,
         layout.scale,
         refused,
@@ -238,27 +245,35 @@ def _flags(cells: Column | None, rows: int) -> npt.NDArray[np.bool_]:
 
 
 def _extras(
-    column: dict[int, Column], indices: Sequence[int | None], rows: int
+    column: dict[int, Column],
+    layout: Layout,
+    names: Sequence[str],
+    rows: int,
+    unread: Counter[str],
 ) -> npt.NDArray[np.float64]:
-    out = np.full((len(indices), rows), np.nan)
-    for place, index in enumerate(indices):
+    out = np.full((len(names), rows), np.nan)
+    for place, (name, index) in enumerate(zip(names, layout.extras, strict=True)):
         if index is not None:
-            out[place] = to_floats(column[index])[0]
+            out[place], wrong = to_floats(column[index])
+            if wrong:
+                unread[name] += len(wrong)
     return out
 
 
-def find_layout(path: Path, header: Sequence[str], header_line: int = 1) -> Layout:
-    """Return what the columns are.
+def find_layout(
+    path: Path, header: Sequence[str], header_line: int = 1, extras: Extras = EXTRAS
+) -> Layout:
+    """Return what the columns are, `extras` those that are wanted beside the bars.
 
     Raise DataError that names the file, the line, what is there and what is missing. Case, blanks,
     `<>`, quotes and a prefix that all columns share do not matter.
     """
     names, units = _normalise(header)
-    layout = _layout(names, units)
+    layout = _layout(names, units, extras)
     if layout is None:
         shared = _shared_start(names)
         names = [name[shared.rfind('_') + 1 :] for name in names]
-        layout = _layout(names, units)
+        layout = _layout(names, units, extras)
     if layout is None:
         found = ', '.join(repr(name) for name in header[:_SHOWN])
         more = f' and {len(header) - _SHOWN} more' if len(header) > _SHOWN else ''
@@ -300,7 +315,7 @@ def _normalise(header: Sequence[str]) -> tuple[list[str], list[float | None]]:
     return names, units
 
 
-def _layout(names: list[str], units: list[float | None]) -> Layout | None:
+def _layout(names: list[str], units: list[float | None], extras: Extras) -> Layout | None:
     values = tuple(_first(names, _VALUES[field]) for field in BAR_FIELDS)
     date, time = _date_columns(names)
     if date is None or None in values[:4]:
@@ -315,7 +330,7 @@ def _layout(names: list[str], units: list[float | None]) -> Layout | None:
     return Layout(
         'tushare' if tushare else 'ohlcv',
         date, time, _first(names, _SYMBOL), _first(names, _PAUSED), values, tuple(scale),
-        tuple(_only(names, aliases) for aliases in EXTRAS.values()),
+        tuple(_only(names, aliases) for aliases in extras.values()),
     )  # fmt: skip
 
 

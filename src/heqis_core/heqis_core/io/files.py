@@ -29,7 +29,7 @@ from heqis_core.clean import (
 from heqis_core.errors import DataError
 from heqis_core.event_time import TimeParser
 from heqis_core.io.cells import SUFFIXES
-from heqis_core.io.columns import PARTITION, FileRows, read_file
+from heqis_core.io.columns import EXTRAS, PARTITION, FileRows, read_file
 
 _MAX_TABLE_BYTES = 8 << 30
 """A table beyond this means that the files do not share their event times."""
@@ -67,6 +67,7 @@ def load_bars(
     close_time: str = '15:00',
     min_rows: int = 1,
     quarantine: Path | None = None,
+    channels: Sequence[str] = (),
 ) -> tuple[BarTable, CleaningReport]:
     """Load CSV or Parquet, a file or all of a folder, into one table aligned on event times.
 
@@ -84,6 +85,9 @@ def load_bars(
         min_rows: valid rows that each symbol must have; 0 lets symbols through that have none.
         quarantine: CSV file to write refused rows to (file, line, symbol, reason, field, value),
             even if loading fails then.
+        channels: further columns of numbers to take along, such as `turnover_rate`. A file that
+            lacks one says nothing of it; a cell that is no number counts as empty, and in the
+            report's `unread`.
 
     Returns:
         The table (prices as in the file, volume in shares, amount in CNY) and the report.
@@ -97,13 +101,18 @@ def load_bars(
         raise DataError('path: empty; expected a CSV or Parquet file, or a folder of them')
     parser = TimeParser(tz, close_time)
     names: dict[str, int] = {}
-    loaded = [read_file(file, parser, names) for file in list_files(Path(path))]
+    extras = {name: EXTRAS.get(name, (name,)) for name in channels}
+    files = list_files(Path(path))
+    loaded = [read_file(file, parser, names, extras=extras) for file in files]
     judged = judge(loaded, parser, len(names))
     report = make_report(loaded, judged, parser, list(names))
     if quarantine is not None:
         write_rows(Path(quarantine), RejectedRow._fields, report.rejected)
     _refuse_hopeless(loaded, judged, report)
-    table = _align(judged, list(names))
+    table = _align(judged, list(names), _channels(loaded, channels, Path(path)))
+    for rows in loaded:
+        for name, n in rows.unread.items():
+            report.unread[name] = report.unread.get(name, 0) + n
     _check_min_rows(table, report, min_rows, Path(path))
     return table, report
 
@@ -256,7 +265,26 @@ def _first(rejected: Sequence[RejectedRow]) -> str:
     return f"line {row.line}, {row.field or 'line'} '{row.value}': {row.reason}"
 
 
-def _align(judged: Judged, names: list[str]) -> BarTable:
+def _channels(
+    loaded: Sequence[FileRows], channels: Sequence[str], path: Path
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return each channel of all rows, NaN where a file lacks it; DataError if every file does."""
+    found = {}
+    for name in channels:
+        if not any(name in rows.extras for rows in loaded):
+            raise DataError(
+                f"{path}: no column '{name}', which the features read; fetch data that has it, "
+                'or use features without it'
+            )
+        empty = [np.full(len(rows.lines), np.nan) for rows in loaded]
+        parts = [rows.extras.get(name, none) for rows, none in zip(loaded, empty, strict=True)]
+        found[name] = np.concatenate(parts)
+    return found
+
+
+def _align(
+    judged: Judged, names: list[str], channels: dict[str, npt.NDArray[np.float64]]
+) -> BarTable:
     """Place the rows on the sorted event times × sorted symbols.
 
     VALID wins over SUSPENDED over REJECTED.
@@ -286,7 +314,13 @@ def _align(judged: Judged, names: list[str]) -> BarTable:
     ):
         status[at[rows], which[rows]] = code
     values[at[valid], :, which[valid]] = judged.values[:, valid].T
-    return BarTable(tuple(names[index] for index in order), times, values, status)
+    extra = None
+    if channels:
+        extra = np.full((shape[0], len(channels), shape[2]), np.nan)
+        for row, column in enumerate(channels.values()):
+            extra[at[valid], row, which[valid]] = column[valid]
+    symbols = tuple(names[index] for index in order)
+    return BarTable(symbols, times, values, status, tuple(channels), extra)
 
 
 def _check_min_rows(table: BarTable, report: CleaningReport, min_rows: int, path: Path) -> None:
