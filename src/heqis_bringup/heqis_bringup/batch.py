@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, stderr=args.json)
     bundle = Bundle.load(args.bundle)
     bundle.verify_golden(OrtEngine)
-    source = _source(args)
+    source = _source(args, bundle.spec.channels)
     clock, gate = EventClock(), GateState()
     made: list[Decisions] = []
     with Progress(console=console, transient=True) as progress:
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _source(args: argparse.Namespace, channels: Sequence[str]) -> Source:
     if args.data is None and not args.limit:
         raise ConfigError('a simulated batch needs --limit; or give --data')
     kind = 'file' if args.data else 'simulator'
@@ -93,6 +94,7 @@ def _source(args: argparse.Namespace) -> Source:
             symbols=args.symbols,
             seed=args.seed,
             limit=args.limit,
+            channels=channels,
         )
     )
 

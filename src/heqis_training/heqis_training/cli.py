@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from heqis_core.bars import BarTable
 from heqis_core.errors import ConfigError, HeqisError
 
 if TYPE_CHECKING:
+    from heqis_core.features.spec import FeatureSpec
     from heqis_core.manifest import MetricRow
     from heqis_training.recipe import Outcome
     from heqis_training.train import Epoch, Report
@@ -29,6 +31,7 @@ EXAMPLES = """examples:
   heqis train --data prices/                       # every CSV or Parquet file of a folder
   heqis train --data prices.csv --symbols 600519.SH 000001.SZ
   heqis train --simulate 1000 --symbols 8 --seed 3 # a simulated market of eight symbols
+  heqis train --data store/ --spec config/features.example.json
   heqis train --data prices/ --epochs 40 --out output/bundles --json
 
 Only the first part of the event times (--train_fraction) is used, so that the rest can be streamed
@@ -56,6 +59,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=[],
         metavar='NAME',
         help='only these symbols; with --simulate also their number (default 8)',
+    )
+    parser.add_argument(
+        '--spec',
+        metavar='FILE',
+        help='feature spec as JSON (heqis features --list shows what there is); '
+        'default: the 23 columns of the default spec',
     )
     parser.add_argument('--out', metavar='DIR', default=DEFAULT_OUT, help='default %(default)s')
     parser.add_argument('--seed', type=int, default=7, help='default %(default)s')
@@ -150,9 +159,10 @@ def _train(args: argparse.Namespace, console: Console) -> tuple[Outcome, float]:
         generator_fit=_epochs(defaults.generator_fit, args.epochs),
         encoder_fit=_epochs(defaults.encoder_fit, args.encoder_epochs),
     )
-    table = _load(args, console)
+    spec = _spec(args.spec)
+    table = _load(args, console, spec.channels if spec else ())
     with _progress(console) as progress:
-        outcome = run_training(table, args.out, config, report=_reporter(progress))
+        outcome = run_training(table, args.out, config, spec, _reporter(progress))
     return outcome, time.monotonic() - started_s
 
 
@@ -160,7 +170,20 @@ def _epochs(fit: Any, epochs: int | None) -> Any:
     return fit if epochs is None else replace(fit, epochs=epochs)
 
 
-def _load(args: argparse.Namespace, console: Console) -> BarTable:
+def _spec(file: str | None) -> FeatureSpec | None:
+    from heqis_core.features.spec import FeatureSpec
+
+    if file is None:
+        return None
+    try:
+        return FeatureSpec.from_json(Path(file).read_bytes())
+    except OSError as error:
+        raise ConfigError(f'{file}: cannot be read ({error}); check the name') from error
+    except ConfigError as error:
+        raise ConfigError(f'{file}: {error}') from error
+
+
+def _load(args: argparse.Namespace, console: Console, channels: Sequence[str]) -> BarTable:
     from heqis_core.io.files import load_bars
     from heqis_training import tables
 
@@ -168,7 +191,7 @@ def _load(args: argparse.Namespace, console: Console) -> BarTable:
         seed = args.seed if args.simulator_seed is None else args.simulator_seed
         table = tables.simulate(_simulated_symbols(args.symbols), args.simulate, seed)
     else:
-        table, cleaning = load_bars(Path(args.data))
+        table, cleaning = load_bars(Path(args.data), channels=channels)
         if any(cleaning.counts.values()):
             console.print(f'rejected rows: {cleaning.counts}')
         if args.symbols:

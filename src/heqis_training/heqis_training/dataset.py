@@ -63,14 +63,20 @@ def head(table: BarTable, stop: int) -> BarTable:
         table.event_time_ns[:stop].copy(),
         table.values[:stop].copy(),
         table.status[:stop].copy(),
+        table.channels,
+        None if table.extra is None else table.extra[:stop].copy(),
     )
 
 
 def fingerprint(table: BarTable) -> str:
-    """Return the sha256 of symbols, event times, bars and statuses, 64 hex digits."""
+    """Return the sha256 of symbols, event times, bars, statuses and channels, 64 hex digits."""
     digest = hashlib.sha256('\n'.join(table.symbols).encode())
     values = np.where(np.isnan(table.values), np.nan, table.values)  # one bit pattern for NaN
-    for array in (table.event_time_ns, values, table.status):
+    arrays = [table.event_time_ns, values, table.status]
+    if table.extra is not None:
+        digest.update('\n'.join(table.channels).encode())
+        arrays.append(np.where(np.isnan(table.extra), np.nan, table.extra))
+    for array in arrays:
         digest.update(str(array.shape).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -178,8 +178,9 @@ class _Run:
     def train_encoder(self) -> tuple[Scaler, bytes, dict[str, npt.NDArray[np.generic]]]:
         config = self.config
         n_features = len(self.spec.names)
-        raw = FeatureState(self.spec, len(self.table.symbols)).batch(
-            self.table.values, self.table.status
+        table = self.table
+        raw = FeatureState(self.spec, len(table.symbols), table.channels).batch(
+            table.values, table.status, table.event_time_ns, table.extra
         )
         whole = (self.table.status == BarStatus.VALID) & np.isfinite(raw).all(axis=2)
         training_rows = raw[: self.split.validation_from][whole[: self.split.validation_from]]
@@ -240,6 +241,7 @@ class _Run:
                 config.encoder_window,
                 config.tile,
                 2 * config.encoder_window,
+                self.table.channels,
             ).run(self.table)
         finally:
             engine.close()
