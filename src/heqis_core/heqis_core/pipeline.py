@@ -8,19 +8,29 @@ columns.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from heqis_core.bars import CLOSE, BarBlock, BarStatus, BarTable
 from heqis_core.engine import Arrays, Engine, infer_tiled
+from heqis_core.errors import DataError
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.features.state import FeatureState
 from heqis_core.frame import Stage, new_stamps, stamp
 from heqis_core.scaler import Scaler
 from heqis_core.windows import Windows
+
+
+class _Step(NamedTuple):
+    """One block, and the state before it."""
+
+    seq: int
+    block: BarBlock
+    before: dict[str, npt.NDArray[np.generic]]
 
 
 class FeaturePipeline:
@@ -35,6 +45,10 @@ class FeaturePipeline:
         encoder_window: T, indicator rows that the encoder sees.
         encoder_tile: rows of one encoder call.
         horizon: frames within which those T rows must lie.
+        channels: of every block, see `BarBlock.channels`.
+        amendable: newest blocks that `amend` may still correct; each costs a copy of the state.
+
+    Raises ConfigError if the spec reads a channel that is not there.
     """
 
     def __init__(
@@ -46,9 +60,13 @@ class FeaturePipeline:
         encoder_window: int,
         encoder_tile: int,
         horizon: int,
+        channels: Sequence[str] = (),
+        amendable: int = 0,
     ) -> None:
         self.symbols = tuple(symbols)
-        self._state = FeatureState(spec, len(self.symbols))
+        self._steps: deque[_Step] = deque(maxlen=amendable)
+        self._channels = tuple(channels)
+        self._state = FeatureState(spec, len(self.symbols), self._channels)
         self._scaler = scaler
         self._encoder = encoder
         self._tile = encoder_tile
@@ -65,12 +83,22 @@ class FeaturePipeline:
 
         A symbol is VALID only if each of its features is finite; a clean bar without that is
         WARMING.
+
+        Raises DataError for a block with other channels than the pipeline was made for.
         """
         stamps = new_stamps() if stamps is None else stamps
         stamp(stamps, Stage.CLEANED)
+        if self._steps.maxlen:
+            self._steps.append(_Step(seq, block, self.save()))
         features = np.full((len(self.symbols), len(self.feature_names)), np.nan, np.float32)
         indicators = features[:, : self._n_indicators]
-        indicators[:] = self._scaler.apply(self._state.step(block.values, block.status))
+        if self._channels and block.channels != self._channels:
+            raise DataError(
+                f'block of {block.event_time_ns} carries the channels {list(block.channels)}; '
+                f'expected {list(self._channels)}, in this order, in every block of the stream'
+            )
+        raw = self._state.step(block.values, block.status, block.event_time_ns, block.extra)
+        indicators[:] = self._scaler.apply(raw)
         clean = block.status == BarStatus.VALID
         ready = clean & np.isfinite(indicators).all(axis=1)
         stamp(stamps, Stage.FEATURES)
@@ -80,6 +108,25 @@ class FeaturePipeline:
         status[clean & ~ready] = BarStatus.WARMING
         stamp(stamps, Stage.ENCODED)
         return {'features': features, 'status': status, 'close': block.values[CLOSE].copy()}
+
+    def amend(self, block: BarBlock) -> bool:
+        """Correct a block that was stepped, for the sake of what comes after it.
+
+        The newest steps are done again, with `block` in the place of the one of its event time.
+        Frames that were made of them stay as they are. Return False, and change nothing, if that
+        block is no longer within reach.
+        """
+        steps = list(self._steps)
+        times = [step.block.event_time_ns for step in steps]
+        if block.event_time_ns not in times:
+            return False
+        place = times.index(block.event_time_ns)
+        self._steps = deque(steps[:place], self._steps.maxlen)
+        self.load(steps[place].before)
+        for step in steps[place:]:
+            again = block if step.block.event_time_ns == block.event_time_ns else step.block
+            self.step(step.seq, again)
+        return True
 
     def run(self, table: BarTable) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         """Return features float32 (T, S, F+K), status uint8 (T, S) of a whole table from seq 0."""

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heqis_core.errors import ConfigError
-from heqis_core.features.spec import KINDS, FeatureItem, FeatureSpec, default_spec
+from heqis_core.features.kinds import KINDS, ROLLING
+from heqis_core.features.spec import (
+    FeatureItem,
+    FeatureSpec,
+    default_spec,
+    full_spec,
+    normalised_spec,
+)
 
 
 def test_default_spec_is_scale_free_and_warms_within_forty_bars() -> None:
@@ -47,6 +54,17 @@ def test_default_spec_without_volume_needs_none() -> None:
             FeatureItem('boll', {'width': 2.5, 'ddof': 1}, relative=True, outputs=('up',)),
             ['boll_20_2.5_ddof1_up_rel'],
         ),
+        (FeatureItem('ma', {'n': 5}, relative=True, of='volume'), ['ma_5_of_volume_rel']),
+        (FeatureItem('ma', {'n': 5}, of='close'), ['ma_5']),
+        (FeatureItem('value', of='channel:pe'), ['value_of_channel_pe']),
+        (FeatureItem('zscore', {'ddof': 1}, of='rsi_6'), ['zscore_60_ddof1_of_rsi_6']),
+        (FeatureItem('xs_rank', of='rsi_6'), ['xs_rank_of_rsi_6']),
+        (FeatureItem('xs_rank', {'min_symbols': 30}, of='rsi_6'), ['xs_rank_min30_of_rsi_6']),
+        (
+            FeatureItem('calendar', {'utc_offset_min': -300}, outputs=('minute_sin',)),
+            ['calendar_utc-300_minute_sin'],
+        ),
+        (FeatureItem('obv'), ['obv']),
     ],
 )
 def test_column_names_say_kind_parameters_output_and_scale(
@@ -104,7 +122,16 @@ def items(draw: st.DrawFn) -> FeatureItem:
         params['m'] = min(params['m'], params['n'])
     relative = KINDS[kind].scale != 'free' and draw(st.booleans())
     outputs = draw(st.sets(st.sampled_from(KINDS[kind].outputs), min_size=1))
-    return FeatureItem(kind, params, relative, tuple(outputs) if len(outputs) > 1 else ())
+    if kind == 'xs_zscore':
+        params['min_symbols'] += 1
+    of = draw(st.sampled_from(('close', 'volume', 'channel:pe')))
+    return FeatureItem(
+        kind,
+        params,
+        relative,
+        tuple(outputs) if len(outputs) > 1 else (),
+        '' if KINDS[kind].of is None else of,
+    )
 
 
 @given(st.lists(items(), min_size=1, max_size=6, unique_by=lambda i: i.columns[0].name))
@@ -143,6 +170,15 @@ def test_json_round_trip_keeps_spec_and_id(features: list[FeatureItem]) -> None:
         ('kdj', {}, {'outputs': ('k', 'k')}, ['at most once']),
         ('ma', {}, {'outputs': ('up',)}, ['one column']),
         ('ma', [5], {}, ['params = [5]', 'object']),
+        ('kdj', {}, {'of': 'close'}, ["of = 'close'", 'no choice', 'ma, sma']),
+        ('zscore', {}, {}, ['of is missing', 'close', 'channel:NAME', 'earlier item']),
+        ('value', {}, {'of': 'channel:'}, ["expected a name after 'channel:'"]),
+        ('value', {}, {'of': 7}, ['of = 7']),
+        ('zscore', {'n': 1}, {'of': 'close'}, ['n = 1', 'from 2']),
+        ('zscore', {'n': 10_001}, {'of': 'close'}, ['to 10000']),
+        ('calendar', {'utc_offset_min': 841}, {}, ['utc_offset_min = 841', 'to 840']),
+        ('xs_zscore', {'min_symbols': 1, 'ddof': 1}, {'of': 'close'}, ['must be above ddof']),
+        ('zscore', {}, {'of': 'close', 'relative': True}, ['no scale']),
     ],
 )
 def test_wrong_item_is_refused_by_name(
@@ -175,6 +211,7 @@ def test_two_columns_of_one_name_are_refused() -> None:
         ('{"features": [{"kind": "ma", "params": {"n": 0}}]}', "features[0]: feature 'ma': n = 0"),
         ('{"features": [{"kind": "ma", "outputs": "up"}]}', "outputs = 'up'; expected a list"),
         ('{"features": []}', 'no features'),
+        ('{"features": [{"kind": "rank", "of": 3}]}', "features[0]: feature 'rank': of = 3"),
     ],
 )
 def test_wrong_json_is_refused_with_the_place(text: str, part: str) -> None:
@@ -188,3 +225,81 @@ def test_json_may_leave_defaults_out() -> None:
     full = json.loads(short.to_json())['features'][0]
     assert full['params'] == {'n': 20, 'width': 2.0, 'ddof': 0}
     assert full['outputs'] == ['mid', 'up', 'low']
+
+
+# ---------------------------------------------------------------- series and sets
+
+
+def test_series_that_is_not_there_is_refused_with_those_that_are() -> None:
+    items = (FeatureItem('ma'), FeatureItem('zscore', of='ma_21'))
+    with pytest.raises(
+        ConfigError, match=r"features\[1\].*'ma_21'.*open, .*channel:NAME.*: ma_20"
+    ):
+        FeatureSpec(items)
+    unwanted = (FeatureItem('kdj', outputs=('k',)), FeatureItem('rank', of='kdj_9_3_3_j'))
+    with pytest.raises(ConfigError, match='no such series'):
+        FeatureSpec(unwanted)
+
+
+def test_series_that_comes_later_is_refused_so_that_no_cycle_can_be_written() -> None:
+    later = (FeatureItem('zscore', of='ma_20'), FeatureItem('ma'))
+    with pytest.raises(ConfigError, match=r"'ma_20' is a column of features\[1\].*put that one"):
+        FeatureSpec(later)
+    assert FeatureSpec(later[::-1]).names == ('ma_20', 'zscore_60_of_ma_20')
+
+
+def test_warm_up_adds_up_along_the_series_that_items_read() -> None:
+    spec = FeatureSpec(
+        (
+            FeatureItem('rsi', {'n': 6}),
+            FeatureItem('zscore', {'n': 10}, of='rsi_6'),
+            FeatureItem('xs_rank', of='zscore_10_of_rsi_6'),
+            FeatureItem('ema', {'n': 4}, of='xs_rank_of_zscore_10_of_rsi_6'),
+        )
+    )
+    assert [column.warm_up for column in spec.outputs] == [6, 15, 15, 18]
+    assert spec.warmup_bars == 18
+
+
+def test_spec_says_which_channels_volume_and_event_time_it_needs() -> None:
+    spec = FeatureSpec(
+        (
+            FeatureItem('value', of='channel:pe'),
+            FeatureItem('turnover'),
+            FeatureItem('ma', of='channel:pe'),
+        )
+    )
+    assert spec.channels == ('pe', 'turnover_rate')
+    assert (spec.needs_volume, spec.needs_event_time) == (False, False)
+    assert FeatureSpec((FeatureItem('ma', of='volume'),)).needs_volume
+    assert FeatureSpec((FeatureItem('obv'),)).needs_volume
+    assert FeatureSpec((FeatureItem('calendar'),)).needs_event_time
+
+
+def test_ids_of_specs_from_before_series_could_be_chosen_stay() -> None:
+    assert default_spec().id == '479c647bf8eab6f4'
+    assert 'of' not in json.loads(default_spec().to_json())['features'][0]
+    a, b = (FeatureSpec((FeatureItem('ma', of=of),)) for of in ('', 'volume'))
+    assert a.id != b.id
+    assert FeatureSpec((FeatureItem('ma', of='close'),)).id == a.id
+
+
+def test_full_spec_has_what_is_usual_and_leaves_out_what_the_bars_lack() -> None:
+    spec = full_spec(True, ('pe', 'turnover_rate'))
+    kinds = {item.kind for item in spec.features}
+    assert kinds == set(KINDS) - set(ROLLING) - {'value'}
+    for name in ('return_60', 'ma_60_rel', 'macd_10_20_9_bar_rel', 'kdj_14_3_3_j', 'rsi_14'):
+        assert name in spec.names
+    assert (spec.needs_volume, spec.channels) == (True, ('turnover_rate',))
+    bare = full_spec(False)
+    assert (bare.needs_volume, bare.channels) == (False, ())
+    assert set(bare.names) < set(spec.names)
+
+
+def test_normalised_spec_has_each_rolling_normaliser_of_each_full_column() -> None:
+    full = full_spec()
+    spec = normalised_spec()
+    assert spec.names[: len(full.names)] == full.names
+    expected = [f'{kind}_60_of_{name}' for name in full.names for kind in ROLLING]
+    assert list(spec.names[len(full.names) :]) == expected
+    assert spec.warmup_bars == full.warmup_bars + 59

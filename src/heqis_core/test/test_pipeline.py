@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 
 from heqis_core.bars import BarStatus, BarTable
 from heqis_core.bundle import Bundle
-from heqis_core.errors import HeqisError
+from heqis_core.errors import ConfigError, DataError, HeqisError
+from heqis_core.features.spec import FeatureItem, FeatureSpec
+from heqis_core.features.state import FeatureState
 from heqis_core.frame import Stage, new_stamps
 from heqis_core.io.ort_engine import open_engine
 from heqis_core.pipeline import FeaturePipeline
+from heqis_core.scaler import Scaler
 from heqis_core.testing import simulated_table
 from heqis_core.testing_bundle import ENCODER_WINDOW, FACTORS, write_test_bundle
 
@@ -105,6 +109,26 @@ def test_stages_are_stamped_in_order(bundle, table):
     stamps = new_stamps()
     make(bundle, table.symbols).step(0, table.block(0), stamps)
     assert 0 < stamps[Stage.CLEANED] <= stamps[Stage.FEATURES] <= stamps[Stage.ENCODED]
+
+
+def test_channels_and_event_time_reach_the_features_and_other_channels_are_refused(table):
+    spec = FeatureSpec((FeatureItem('value', of='channel:pe'), FeatureItem('calendar')))
+    n, f = len(table.symbols), len(spec.names)
+    scaler = Scaler(spec.names, np.zeros(f), np.ones(f))
+    extra = np.random.default_rng(0).normal(size=(len(table), 2, n))
+    with_pe = replace(table, channels=('pb', 'pe'), extra=extra)
+    pipeline = FeaturePipeline(table.symbols, spec, scaler, None, 1, 1, 1, with_pe.channels)
+    features, _ = pipeline.run(with_pe)
+    raw = FeatureState(spec, n, with_pe.channels).batch(
+        table.values, table.status, table.event_time_ns, extra
+    )
+    np.testing.assert_array_equal(features, scaler.apply(raw))
+    valid = table.status == BarStatus.VALID
+    np.testing.assert_array_equal(features[:, :, 0][valid], extra[:, 1][valid].astype(np.float32))
+    with pytest.raises(DataError, match=r"channels \['pe', 'pb'\]; expected \['pb', 'pe'\]"):
+        pipeline.step(0, replace(with_pe, channels=('pe', 'pb')).block(0))
+    with pytest.raises(ConfigError, match="channel 'pe'; the bars carry none"):
+        FeaturePipeline(table.symbols, spec, scaler, None, 1, 1, 1)
 
 
 def test_a_bundle_with_an_encoder_needs_one(bundle: Bundle, table: BarTable, tmp_path: Path):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Indicators: which there are (`spec`), their arithmetic (`kernels`), their state (`state`)."""
+"""Features: `kinds`, a `spec` of them, their arithmetic (`kernels`, `cross`), their `state`."""

@@ -1,126 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feature spec: an ordered list of indicators with parameters, its column names and its id.
+"""The feature spec: an ordered list of features with parameters, its column names and its id.
 
-What an indicator computes lives in `kernels`, its state in `state`. This module only knows which
-kinds exist, which parameters they take, what their columns are called and how many bars each
-column needs.
-
-Kinds (C close, V volume; every window counts VALID bars of one symbol):
-
-================ ================== =============================================================
-kind             parameters         columns
-================ ================== =============================================================
-``return``       n                  C / C[-n] - 1
-``ma``           n                  mean of the last n closes
-``sma``          n, m               Chinese SMA(C, n, m): Y += (C - Y) m / n, from the first close
-``ema``          n                  Y += (C - Y) 2 / (n + 1), from the first close
-``macd``         fast, slow, signal dif = EMA fast - EMA slow, dea = EMA signal of dif,
-                                    bar = 2 (dif - dea)
-``kdj``          n, k, d            RSV over n bars (50 where HHV = LLV); k and d smooth it, from
-                                    50 at the first whole window; j = 3 k - 2 d
-``rsi``          n                  100 G / (G + L), gains and losses smoothed by SMA(x, n, 1)
-                                    from the first change; 50 where nothing ever moved
-``boll``         n, width, ddof     mid = MA n; up, low = mid +- width * deviation
-``atr``          n                  true range smoothed after Wilder, from the mean of the first n
-``volume_ratio`` n                  V / mean of the n volumes before it
-================ ================== =============================================================
-
-A column is NaN until its window is whole, and a recursive one of period n for its first n - 1 bars
-(`Output.warm_up` has the number); what the seed left behind fades on after that.
-
-`relative` makes a column scale-free: price levels (ma, sma, ema, boll) become x / C - 1, price
-spreads (macd, atr) x / C. The other kinds are scale-free already.
+Which kinds there are and what they take is in `kinds`, what they compute in `kernels` and `cross`,
+their state in `state`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from heqis_core.bars import BAR_FIELDS
 from heqis_core.errors import ConfigError
-
-MAX_PERIOD = 10_000
-"""Longest period in bars: a typing error must not ask for gigabytes of state."""
-
-Number = int | float
-Params = Mapping[str, Number]
-
-
-class Param(NamedTuple):
-    """One parameter of a kind: a period in bars unless `is_float` or `minimum` say otherwise."""
-
-    default: Number
-    minimum: Number = 1
-    maximum: Number = MAX_PERIOD
-    is_float: bool = False
-
-
-class Kind(NamedTuple):
-    """What a kind of indicator takes and gives."""
-
-    params: dict[str, Param]
-    outputs: tuple[str, ...]
-    """Column suffixes; one empty suffix for a kind with one column."""
-    scale: str
-    """`level` or `spread` of prices (both may be relative), or `free`."""
-    warm_up: Callable[[Params], tuple[int, ...]]
-    """For each output: the number of first bars without a value."""
-    rule: Callable[[Params], str] = lambda p: ''
-    """What the parameters break together, or an empty string."""
-
-
-def _period(default: int, minimum: int = 1) -> dict[str, Param]:
-    return {'n': Param(default, minimum)}
-
-
-def _macd_warm_up(p: Params) -> tuple[int, ...]:
-    dif = int(p['slow']) - 1
-    return dif, dif + int(p['signal']) - 1, dif + int(p['signal']) - 1
-
-
-KINDS: dict[str, Kind] = {
-    'return': Kind(_period(1), ('',), 'free', lambda p: (int(p['n']),)),
-    'ma': Kind(_period(20), ('',), 'level', lambda p: (int(p['n']) - 1,)),
-    'sma': Kind(
-        {'n': Param(20), 'm': Param(1)},
-        ('',),
-        'level',
-        lambda p: (int(p['n']) - 1,),
-        lambda p: '' if p['m'] <= p['n'] else 'm must not be above n',
-    ),
-    'ema': Kind(_period(20), ('',), 'level', lambda p: (int(p['n']) - 1,)),
-    'macd': Kind(
-        {'fast': Param(12), 'slow': Param(26), 'signal': Param(9)},
-        ('dif', 'dea', 'bar'),
-        'spread',
-        _macd_warm_up,
-        lambda p: '' if p['fast'] < p['slow'] else 'fast must be below slow',
-    ),
-    'kdj': Kind(
-        {'n': Param(9), 'k': Param(3), 'd': Param(3)},
-        ('k', 'd', 'j'),
-        'free',
-        lambda p: (int(p['n']) - 1,) * 3,
-    ),
-    'rsi': Kind(_period(14), ('',), 'free', lambda p: (int(p['n']),)),
-    'boll': Kind(
-        {
-            'n': Param(20, 2),
-            'width': Param(2.0, 1e-6, 1e6, is_float=True),
-            'ddof': Param(0, 0, 1),
-        },
-        ('mid', 'up', 'low'),
-        'level',
-        lambda p: (int(p['n']) - 1,) * 3,
-    ),
-    'atr': Kind(_period(14), ('',), 'spread', lambda p: (int(p['n']),)),
-    'volume_ratio': Kind(_period(5), ('',), 'free', lambda p: (int(p['n']),)),
-}
-"""Every kind of indicator by name."""
+from heqis_core.features.kinds import (
+    CHANNEL,
+    CROSS_SECTION,
+    KINDS,
+    ROLLING,
+    Kind,
+    Number,
+    Param,
+    Params,
+)
 
 
 class Output(NamedTuple):
@@ -132,14 +37,18 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureItem:
-    """One indicator of a spec.
+    """One feature of a spec.
 
     Attributes:
         kind: a key of `KINDS`.
         params: parameters by name; what is left out is filled in with the kind's default.
-        relative: give prices as a ratio to the close (only kinds that are prices).
+        relative: give a level or a spread as a ratio to the series that is read (only kinds that
+            have such a scale).
         outputs: which of the kind's columns are wanted; empty is filled in with all of them. They
             always stand in the kind's order.
+        of: the series to read, where the kind leaves a choice: a field of the bar, a channel as
+            `channel:NAME`, or a column that an earlier item of the spec gives. Empty is the kind's
+            default, and the default is kept as empty.
 
     Raises ConfigError that names the item, the value and what is allowed.
     """
@@ -148,6 +57,7 @@ class FeatureItem:
     params: Params = field(default_factory=dict)
     relative: bool = False
     outputs: tuple[str, ...] = ()
+    of: str = ''
 
     def __post_init__(self) -> None:
         """Validate, and fill in what was left to the defaults."""
@@ -165,15 +75,22 @@ class FeatureItem:
         if self.relative and kind.scale == 'free':
             able = ', '.join(name for name, other in KINDS.items() if other.scale != 'free')
             raise ConfigError(
-                f'feature {self.kind!r}: relative = true, but it has no price scale; '
+                f'feature {self.kind!r}: relative = true, but it has no scale to relate to; '
                 f'leave it out (only {able} take it)'
             )
         if broken := kind.rule(self.params):
             raise ConfigError(f'feature {self.kind!r}: {dict(self.params)}: {broken}')
+        object.__setattr__(self, 'of', _complete_of(self.kind, kind, self.of))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Return the series that this item reads, the one that `of` chooses first."""
+        kind = KINDS[self.kind]
+        return kind.reads if kind.of is None else (self.of or kind.of,)
 
     @property
     def columns(self) -> tuple[Output, ...]:
-        """Return the columns of this item, in order."""
+        """Return the columns of this item, in order; warm-up in numbers of the series it reads."""
         kind = KINDS[self.kind]
         warm_up = kind.warm_up(self.params)
         return tuple(
@@ -185,11 +102,12 @@ class FeatureItem:
     def _name(self, suffix: str) -> str:
         parts = [self.kind]
         for name, value in self.params.items():
-            if name == 'ddof':
-                parts += ['ddof1'] if value else []
-            else:
-                parts.append(str(int(value)) if value == int(value) else repr(value))
+            param = KINDS[self.kind].params[name]
+            if not param.label or value != param.default:
+                shown = str(int(value)) if value == int(value) else repr(value)
+                parts.append(param.label + shown)
         parts += [suffix] if suffix else []
+        parts += ['of', self.of.replace(':', '_')] if self.of else []
         parts += ['rel'] if self.relative else []
         return '_'.join(parts)
 
@@ -198,7 +116,8 @@ class FeatureItem:
 class FeatureSpec:
     """An ordered list of features; equal specs have equal ids, on any machine.
 
-    Raises ConfigError for an empty list and for two columns of the same name.
+    Raises ConfigError for an empty list, for two columns of the same name, and for an item that
+    reads a series which is not there.
     """
 
     features: tuple[FeatureItem, ...]
@@ -208,20 +127,30 @@ class FeatureSpec:
         object.__setattr__(self, 'features', tuple(self.features))
         if not self.features:
             raise ConfigError('feature spec: no features; expected at least one')
-        seen: dict[str, int] = {}
+        givers: dict[str, int] = {}
         for index, item in enumerate(self.features):
             for name, _ in item.columns:
-                if name in seen:
+                if name in givers:
                     raise ConfigError(
                         f'feature spec: features[{index}] ({item.kind}) gives the column {name!r} '
-                        f'that features[{seen[name]}] gives already; remove one of them'
+                        f'that features[{givers[name]}] gives already; remove one of them'
                     )
-                seen[name] = index
+                givers[name] = index
+        for index, item in enumerate(self.features):
+            if item.of and not is_bar_series(item.of):
+                _check_giver(f'feature spec: features[{index}] ({item.kind})', item, givers, index)
 
     @cached_property
     def outputs(self) -> tuple[Output, ...]:
-        """Return the F columns, in order."""
-        return tuple(column for item in self.features for column in item.columns)
+        """Return the F columns, in order, with their warm-up in VALID bars.
+
+        The warm-up is that of bars that have each volume and channel that is read.
+        """
+        warm_up: dict[str, int] = {}
+        for item in self.features:
+            before = warm_up.get(item.of, 0)
+            warm_up.update((name, before + own) for name, own in item.columns)
+        return tuple(Output(name, bars) for name, bars in warm_up.items())
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -236,7 +165,18 @@ class FeatureSpec:
     @cached_property
     def needs_volume(self) -> bool:
         """Return whether some feature is NaN for ever without a volume."""
-        return any(item.kind == 'volume_ratio' for item in self.features)
+        return any('volume' in item.reads for item in self.features)
+
+    @cached_property
+    def needs_event_time(self) -> bool:
+        """Return whether some feature is of the event time."""
+        return any(item.kind == 'calendar' for item in self.features)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Return the names of the channels that are read, each once, in the order of the items."""
+        series = (name for item in self.features for name in item.reads)
+        return tuple(dict.fromkeys(n[len(CHANNEL) :] for n in series if n.startswith(CHANNEL)))
 
     @cached_property
     def id(self) -> str:
@@ -268,6 +208,8 @@ class FeatureSpec:
                     'params': dict(item.params),
                     'relative': item.relative,
                     'outputs': list(item.outputs),
+                    # Left out where empty: specs from before `of` keep their ids.
+                    **({'of': item.of} if item.of else {}),
                 }
                 for item in self.features
             ]
@@ -290,6 +232,67 @@ def default_spec(has_volume: bool = True) -> FeatureSpec:
     if has_volume:
         items.append(FeatureItem('volume_ratio', {'n': 5}))
     return FeatureSpec(tuple(items))
+
+
+def full_spec(has_volume: bool = True, channels: Sequence[str] = ()) -> FeatureSpec:
+    """Return every usual indicator, scale-free but for OBV, with calendar and cross-section.
+
+    Args:
+        has_volume: whether the bars carry volumes; without, OBV and volume ratio are left out.
+        channels: of the bars; with `turnover_rate` among them, the turnover is there.
+    """
+    periods = (5, 10, 20, 30, 60)
+    items = [FeatureItem('return', {'n': n}) for n in (1, 5, 10, 20, 60)]
+    items.append(FeatureItem('log_return'))
+    for kind in ('ma', 'ema', 'sma'):
+        items += [FeatureItem(kind, {'n': n}, relative=True) for n in periods]
+    for fast, slow in ((12, 26), (10, 20)):
+        items.append(FeatureItem('macd', {'fast': fast, 'slow': slow}, relative=True))
+    items += [FeatureItem('kdj', {'n': n}) for n in (9, 14)]
+    items += [FeatureItem('rsi', {'n': n}) for n in (6, 12, 14, 24)]
+    items.append(FeatureItem('boll', relative=True, outputs=('up', 'low')))
+    items.append(FeatureItem('atr', relative=True))
+    items.append(FeatureItem('cci'))
+    crossed = ['return_1', 'return_5', 'return_20', 'rsi_14', 'atr_14_rel']
+    if has_volume:
+        items += [FeatureItem('obv'), FeatureItem('volume_ratio')]
+        crossed.append('volume_ratio_5')
+    if 'turnover_rate' in channels:
+        items.append(FeatureItem('turnover'))
+        crossed.append('turnover_5')
+    items.append(FeatureItem('calendar'))
+    items += [FeatureItem(kind, of=name) for name in crossed for kind in CROSS_SECTION]
+    return FeatureSpec(tuple(items))
+
+
+def normalised_spec(
+    has_volume: bool = True, channels: Sequence[str] = (), n: int = 60
+) -> FeatureSpec:
+    """Return the full spec, and each rolling normaliser of `n` bars of each of its columns."""
+    full = full_spec(has_volume, channels)
+    rolling = [FeatureItem(kind, {'n': n}, of=name) for name in full.names for kind in ROLLING]
+    return FeatureSpec((*full.features, *rolling))
+
+
+def is_bar_series(name: str) -> bool:
+    """Return whether a series comes with the bars, and is not a column of the spec."""
+    return name in BAR_FIELDS or name.startswith(CHANNEL)
+
+
+def _check_giver(where: str, item: FeatureItem, givers: Mapping[str, int], index: int) -> None:
+    giver = givers.get(item.of)
+    if giver is None:
+        columns = ', '.join(name for name, k in givers.items() if k < index)
+        raise ConfigError(
+            f'{where}: of = {item.of!r}: no such series; expected one of '
+            f'{", ".join(BAR_FIELDS)}, {CHANNEL}NAME, or a column of an earlier item: '
+            f'{columns or "there is none"}'
+        )
+    if giver >= index:
+        raise ConfigError(
+            f'{where}: of = {item.of!r} is a column of features[{giver}], which comes later; '
+            'an item reads columns of earlier items only: put that one before'
+        )
 
 
 def _complete_params(name: str, kind: Kind, given: Params) -> dict[str, Number]:
@@ -326,18 +329,41 @@ def _complete_outputs(name: str, kind: Kind, wanted: Sequence[str]) -> tuple[str
     return tuple(output for output in kind.outputs if not wanted or output in wanted)
 
 
+def _complete_of(name: str, kind: Kind, of: object) -> str:
+    if not isinstance(of, str):
+        raise ConfigError(f'feature {name!r}: of = {of!r}; expected the name of a series')
+    if kind.of is None and of:
+        able = ', '.join(other for other, k in KINDS.items() if k.of is not None)
+        raise ConfigError(
+            f'feature {name!r}: of = {of!r}, but it leaves no choice of what it reads; '
+            f'leave it out (only {able} take it)'
+        )
+    if kind.of == '' and not of:
+        raise ConfigError(
+            f'feature {name!r}: of is missing; expected a field of the bar '
+            f'({", ".join(BAR_FIELDS)}), {CHANNEL}NAME, or a column of an earlier item'
+        )
+    if of == CHANNEL:
+        raise ConfigError(f'feature {name!r}: of = {of!r}; expected a name after {CHANNEL!r}')
+    return '' if of == kind.of else of
+
+
 def _item(index: int, entry: object) -> FeatureItem:
     where = f'feature spec: features[{index}]'
     if not isinstance(entry, dict) or not isinstance(entry.get('kind'), str):
         raise ConfigError(f'{where}: expected an object with a kind, found {entry!r}')
-    fields = ('kind', 'params', 'relative', 'outputs')
+    fields = ('kind', 'params', 'relative', 'outputs', 'of')
     _refuse_unknown(where, entry, fields)
     outputs = entry.get('outputs', [])
     if not isinstance(outputs, list):
         raise ConfigError(f'{where}: outputs = {outputs!r}; expected a list')
     try:
         return FeatureItem(
-            entry['kind'], entry.get('params', {}), entry.get('relative', False), tuple(outputs)
+            entry['kind'],
+            entry.get('params', {}),
+            entry.get('relative', False),
+            tuple(outputs),
+            entry.get('of', ''),
         )
     except ConfigError as error:
         raise ConfigError(f'{where}: {error}') from None
