@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # What `make demo`, `make bench` and `make test` understand, on the command line or from the environment.
-export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS LIMIT RUN_DIR ARGS NAME JSON PACKAGES
+export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS LIMIT RUN_DIR ARGS NAME JSON PACKAGES MINUTES
 
-.PHONY: help setup build demo test lint format bench docs picture clean distclean
+.PHONY: help setup build demo test lint format bench fuzz docs picture clean distclean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ format: setup ## format the sources and sort their imports
 
 bench: setup ## run a benchmark: NAME=latency JSON=file.json (all of them without NAME)
 	@exec scripts/bench.sh
+
+fuzz: setup ## damage data files for MINUTES=10 and hold the readers to what must be true
+	@. scripts/env.sh && exec nice -n 19 python scripts/fuzz_readers.py --minutes "$${MINUTES:-10}"
 
 docs: setup ## write the generated parts of docs/
 	@exec scripts/docs.sh

@@ -26,7 +26,7 @@ setup(
         'modbus': ['pymodbus>=3.16,<4', 'pyserial>=3.5', 'pyyaml>=6'],
         'onnx': ['onnxruntime>=1.18'],
         'test': ['pytest'],
-        'tushare': ['six>=1.16', 'tushare>=1.4.21'],
+        'tushare': ['requests>=2.31', 'six>=1.16', 'tushare>=1.4.21', 'urllib3>=2.1'],
     },
     zip_safe=False,
     entry_points={

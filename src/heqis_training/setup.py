@@ -20,7 +20,7 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
     ],
     install_requires=[
-        'heqis_core[files,onnx]',
+        'heqis_core[files,onnx,tushare]',
         'numpy>=1.26',
         'onnx>=1.16',
         'rich>=13',

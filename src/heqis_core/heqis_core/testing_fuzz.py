@@ -2,7 +2,7 @@
 """Damaged data files for the readers, and what must hold of whatever the readers make of them.
 
 A mutation is named by whole numbers, so that hypothesis can shrink it and a random run repeat it.
-Only tests and `benchmarks/fuzz_readers.py` import it.
+Only tests and `scripts/fuzz_readers.py` import it.
 """
 
 from __future__ import annotations

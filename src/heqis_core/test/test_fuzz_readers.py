@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged files of every kind: no crash, no row lost, no number that the text does not say.
 
-`benchmarks/fuzz_readers.py --minutes 10` is the long run of the same.
+`make fuzz` is the long run of the same.
 """
 
 from __future__ import annotations

@@ -158,6 +158,19 @@ def ask_day(client: TushareClient, endpoint: Endpoint, day: str) -> Rows:
     return ask(client, endpoint, {'trade_date': day})
 
 
+def ask_series(
+    client: TushareClient, endpoint: Endpoint, symbols: Sequence[str], start: str, end: str
+) -> list[Rows]:
+    """Return the rows of some symbols from day `start` to day `end`, in as few calls as possible.
+
+    Days are asked for as a whole where they are fewer than the symbols: other symbols come along.
+    """
+    days = [day for day in days_between(start, end) if _is_weekday(day)]
+    if endpoint.by_date and len(days) < len(symbols):
+        return [ask_day(client, endpoint, day) for day in days]
+    return [ask_symbol(client, endpoint, symbol, start, end) for symbol in symbols]
+
+
 def ask_calendar(client: TushareClient, start: str, end: str) -> Rows:
     """Return the trading calendar from `start` to `end`, which the SSE and the SZSE share.
 
@@ -210,11 +223,7 @@ def fetch_daily(
         raise ConfigError(f"endpoint: '{endpoint}'; expected daily, fund_daily or index_daily")
     facts = ENDPOINTS[endpoint]
     wanted = sorted(set(symbols))
-    days = [day for day in days_between(start, end) if _is_weekday(day)]
-    if facts.by_date and len(days) < len(wanted):
-        answers = [ask_day(client, facts, day) for day in days]
-    else:
-        answers = [ask_symbol(client, facts, symbol, start, end) for symbol in wanted]
+    answers = ask_series(client, facts, wanted, start, end)
     return _daily_rows(facts, answers, frozenset(wanted))
 
 

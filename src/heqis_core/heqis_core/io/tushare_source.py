@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -23,10 +23,8 @@ from heqis_core.errors import ConfigError, DataError
 from heqis_core.io.tushare_client import TushareClient
 from heqis_core.io.tushare_endpoints import ENDPOINTS, Rows, parse_day
 from heqis_core.io.tushare_query import (
-    ask_day,
-    ask_symbol,
+    ask_series,
     closes_ns,
-    days_between,
     fetch_daily,
 )
 from heqis_core.readings import NEVER_NS, Reading
@@ -172,12 +170,13 @@ class TushareSource:
         self._closed.set()
 
     def _ask(self, first: str, last: str) -> None:
-        assert self._client is not None
-        rows = fetch_daily(self._client, self.symbols, first, last, endpoint=self._endpoint)
+        client = self._client
+        assert client is not None
+        rows = fetch_daily(client, self.symbols, first, last, endpoint=self._endpoint)
         for reason, n in rows.rejected.items():
             self.counts[reason] = self.counts.get(reason, 0) + n
         days = sorted(set(rows.days))
-        suspended = self._suspended(days) if days and self._endpoint == 'daily' else set()
+        suspended = self._suspended(client, days) if days and self._endpoint == 'daily' else set()
         column = {symbol: index for index, symbol in enumerate(self.symbols)}
         place = {day: index for index, day in enumerate(days)}
         shape = len(days), len(BAR_FIELDS), len(self.symbols)
@@ -196,11 +195,11 @@ class TushareSource:
             self._ready.append((day, block))
         self._days.answered(last, days)
 
-    def _suspended(self, days: Sequence[str]) -> set[tuple[str, str]]:
+    def _suspended(self, client: TushareClient, days: Sequence[str]) -> set[tuple[str, str]]:
         """Return the symbols and days of which trading was suspended from open to close."""
         return {
             (symbol, day)
-            for rows in _ask_series(self._client, 'suspend_d', self.symbols, days[0], days[-1])
+            for rows in ask_series(client, ENDPOINTS['suspend_d'], self.symbols, days[0], days[-1])
             for symbol, day, kind, timing in zip(
                 *(
                     rows.columns[name]
@@ -265,7 +264,9 @@ class TushareReadings:
             return []
         first, last = due
         found: list[Reading] = []
-        for rows in _ask_series(self._client, self._endpoint, self._symbols, first, last):
+        assert self._client is not None
+        facts = ENDPOINTS[self._endpoint]
+        for rows in ask_series(self._client, facts, self._symbols, first, last):
             found += self._readings(rows)
         found.sort()
         if found:
@@ -300,19 +301,3 @@ def shift(day: str, days: int) -> str:
 def day_of(event_time_ns: int) -> str:
     """Return the day (YYYYMMDD) in Shanghai of an event time."""
     return f'{datetime.fromtimestamp(event_time_ns / 1e9, _SHANGHAI):%Y%m%d}'
-
-
-def _ask_series(
-    client: TushareClient | None, endpoint: str, symbols: Sequence[str], first: str, last: str
-) -> list[Rows]:
-    """Ask by day or by symbol, whichever takes fewer questions."""
-    assert client is not None
-    facts = ENDPOINTS[endpoint]
-    days = [day for day in days_between(first, last) if _is_weekday(day)]
-    if facts.by_date and len(days) < len(symbols):
-        return [ask_day(client, facts, day) for day in days]
-    return [ask_symbol(client, facts, symbol, first, last) for symbol in symbols]
-
-
-def _is_weekday(day: str) -> bool:
-    return date(int(day[:4]), int(day[4:6]), int(day[6:])).weekday() < 5

@@ -328,6 +328,7 @@ def write_parquet(root: Path, path: Path, table: Any, meta: Mapping[str, Any]) -
         buffer,
         compression='zstd',
         row_group_size=1 << 20,
+        write_page_checksum=True,
     )
     replace_file(root, path, buffer.getvalue())
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damage data files for some minutes and hold the readers to what must be true of them.
 
-`python benchmarks/fuzz_readers.py --minutes 10` prints cases and findings; exit status 1 where an
+`python scripts/fuzz_readers.py --minutes 10` prints cases and findings; exit status 1 where an
 invariant was broken. A finding is printed with the numbers that make it again (`--seed`, case),
 and its file is kept in `--keep`. Real files are damaged too where `../shared/data` is there.
 """
