@@ -46,7 +46,7 @@ def decisions(seq: int, action: Action) -> CoreDecisions:
         revision=0,
         bundle_id='bundle',
         generator='gru',
-        symbols=' '.join(SYMBOLS),
+        symbols=SYMBOLS,
         action=np.full(n, action, np.uint8),
         reasons=np.zeros(n, np.uint32),
         score=np.full(n, 0.5, np.float32),
