@@ -130,8 +130,9 @@ class Bundle:
     ) -> FeaturePipeline:
         """Return the feature pipeline of this bundle for these symbols and channels.
 
-        ConfigError says which channel the spec reads that is not there. `encoder` has `encoder_path` loaded, or is None where the bundle has no encoder; anything
-        else raises BundleError.
+        `encoder` has `encoder_path` loaded, or is None where the bundle has no encoder; anything
+        else raises BundleError. ConfigError names a channel that the spec reads and that is not
+        there. `amendable` is the number of newest blocks that may be corrected.
         """
         part = self.manifest.encoder
         if (part is None) != (encoder is None):

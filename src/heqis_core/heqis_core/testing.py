@@ -12,11 +12,16 @@ import random
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from heqis_core.bars import BarTable
+import numpy as np
+import numpy.typing as npt
+
+from heqis_core.bars import BAR_FIELDS, BarTable
+from heqis_core.features.spec import FeatureItem, FeatureSpec
+from heqis_core.features.state import FeatureState
 from heqis_core.simulator import MarketSimulator
 
 _PORTS = range(20_000, 32_000)
@@ -48,6 +53,18 @@ def shared_data() -> Path:
     pytest.skip(
         'no real market data: set HEQIS_TEST_DATA, or put it at ../shared/data of the project'
     )
+
+
+def features_of(bars: Mapping[str, npt.ArrayLike], *items: FeatureItem) -> npt.NDArray[np.float64]:
+    """Return the features (N, F) of one symbol whose N bars are all VALID.
+
+    `bars` are columns by name of `BAR_FIELDS`, which may lack some: those are NaN.
+    """
+    n = len(np.asarray(bars['close']))
+    columns = [np.asarray(bars.get(name, np.full(n, np.nan)), np.float64) for name in BAR_FIELDS]
+    values = np.stack(columns, axis=1)[:, :, None]
+    made = FeatureState(FeatureSpec(items), 1).batch(values, np.ones((n, 1), np.uint8))
+    return made[:, 0]
 
 
 def _project_roots() -> Iterator[Path]:

@@ -229,7 +229,7 @@ def test_bad_specs_are_named_with_their_file(
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         run('--bars', bars, '--spec', path, '--out', tmp_path / 'o.csv')
-    with pytest.raises(ConfigError, match=r'nowhere\.json: cannot be read: No such file'):
+    with pytest.raises(ConfigError, match=r'nowhere\.json: cannot be read .No such file'):
         run('--bars', bars, '--spec', tmp_path / 'nowhere.json', '--out', tmp_path / 'o.csv')
     assert not (tmp_path / 'o.csv').exists()
 

@@ -22,10 +22,9 @@ import numpy.typing as npt
 import pytest
 
 from heqis_core.bars import BAR_FIELDS, BarStatus
-from heqis_core.features.spec import FeatureItem, FeatureSpec
-from heqis_core.features.state import FeatureState
+from heqis_core.features.spec import FeatureItem
 from heqis_core.io.files import load_bars
-from heqis_core.testing import shared_data
+from heqis_core.testing import features_of, shared_data
 
 Floats = npt.NDArray[np.float64]
 Bars = dict[str, Floats]
@@ -40,9 +39,7 @@ def item(kind: str, of: str = '', **params: float) -> FeatureItem:
 
 def ours(bars: Bars, *items: FeatureItem) -> list[Floats]:
     """Return the F columns of one symbol."""
-    values = np.stack([bars[name] for name in BAR_FIELDS], axis=1)[:, :, None]
-    state = FeatureState(FeatureSpec(items), 1)
-    return list(state.batch(values, np.ones((len(values), 1), np.uint8))[:, 0].T)
+    return list(features_of(bars, *items).T)
 
 
 def one(bars: Bars, kind: str, **params: float) -> Floats:

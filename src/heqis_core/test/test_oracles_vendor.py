@@ -18,10 +18,9 @@ import numpy.typing as npt
 import pytest
 
 from heqis_core.bars import BAR_FIELDS, BarStatus
-from heqis_core.features.spec import FeatureItem, FeatureSpec
-from heqis_core.features.state import FeatureState
+from heqis_core.features.spec import FeatureItem
 from heqis_core.io.files import load_bars
-from heqis_core.testing import shared_data
+from heqis_core.testing import features_of, shared_data
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,13 +93,6 @@ def prices(vendor: dict[str, Floats]) -> dict[str, Floats]:
     return {**bars, 'volume': vendor['vol'] * 100, 'amount': vendor['amount'] * 1000}
 
 
-def ours(bars: dict[str, Floats], *items: FeatureItem) -> Floats:
-    """Return the features (N, F) of one symbol."""
-    values = np.stack([bars[name] for name in BAR_FIELDS], axis=1)[:, :, None]
-    state = FeatureState(FeatureSpec(items), 1)
-    return state.batch(values, np.ones((len(values), 1), np.uint8))[:, 0]
-
-
 @pytest.mark.parametrize('symbol', STOCKS + INDICES)
 def test_every_row_after_the_seed_is_met_within_the_rounding_of_the_file(symbol: str) -> None:
     vendor = read(symbol)
@@ -110,7 +102,10 @@ def test_every_row_after_the_seed_is_met_within_the_rounding_of_the_file(symbol:
         name = column.for_index if symbol in INDICES else column.for_stock
         if not name:
             continue
-        theirs, mine = vendor[name], ours(bars, column.item)[:, column.output] * column.scale
+        theirs, mine = (
+            vendor[name],
+            features_of(bars, column.item)[:, column.output] * column.scale,
+        )
         assert len(theirs) == ROWS
         assert np.isfinite(theirs).all(), name
         error = np.abs(mine - theirs)[column.faded :]
@@ -131,7 +126,7 @@ def test_printed_qfq_prices_are_too_coarse_for_a_cci_of_a_quiet_window() -> None
         vendor = read(symbol)
         printed = {name: vendor[f'{name}_qfq'] for name in BAR_FIELDS[:4]}
         bars = {**prices(vendor), **printed}
-        error = np.abs(ours(bars, item('cci', n=14))[:, 0] - vendor['cci'])[13:]
+        error = np.abs(features_of(bars, item('cci', n=14))[:, 0] - vendor['cci'])[13:]
         left_out[symbol] = int((error > CLOSE_TO).sum())
         assert error.max() < 3e-3, symbol
     assert left_out == {'600519.SH': 0, '600036.SH': 2, '002594.SZ': 0}
@@ -142,9 +137,9 @@ def test_the_vendors_atr_is_a_plain_mean_of_twenty_true_ranges(symbol: str) -> N
     vendor = read(symbol)
     true_range = item('atr', n=1)
     (name,) = true_range.columns
-    mine = ours(prices(vendor), true_range, item('ma', n=20, of=name.name))[:, 1]
+    mine = features_of(prices(vendor), true_range, item('ma', n=20, of=name.name))[:, 1]
     assert np.abs(mine - vendor['atr_bfq'])[20:].max() <= 1e-5
-    wilder = ours(prices(vendor), item('atr', n=14))[:, 0]
+    wilder = features_of(prices(vendor), item('atr', n=14))[:, 0]
     # So Wilder's of 14 stands elsewhere by up to a third: two definitions, not two roundings.
     assert 0.29 < (np.abs(wilder / vendor['atr_bfq'] - 1)[20:]).max() < 0.31
 
@@ -152,7 +147,7 @@ def test_the_vendors_atr_is_a_plain_mean_of_twenty_true_ranges(symbol: str) -> N
 @pytest.mark.parametrize('symbol', INDICES)
 def test_the_vendors_obv_moves_as_ours_from_another_start(symbol: str) -> None:
     vendor = read(symbol)
-    mine = ours(prices(vendor), item('obv'))[:, 0] / 1e6  # ten thousand lots
+    mine = features_of(prices(vendor), item('obv'))[:, 0] / 1e6  # ten thousand lots
     offset = vendor['obv_bfq'] - mine
     assert np.ptp(offset) <= 1e-5 * ROWS
     assert np.abs(np.diff(mine) - np.diff(vendor['obv_bfq'])).max() <= 2e-5
@@ -162,14 +157,14 @@ def test_the_vendors_obv_moves_as_ours_from_another_start(symbol: str) -> None:
 def test_the_vendors_williams_r_is_our_rsv_from_above(symbol: str) -> None:
     vendor = read(symbol)
     for name, n in (('wr_bfq', 10), ('wr1_bfq', 6)):
-        rsv = ours(prices(vendor), item('kdj', n=n, k=1, d=1))[:, 0]
+        rsv = features_of(prices(vendor), item('kdj', n=n, k=1, d=1))[:, 0]
         assert np.abs(100 - rsv - vendor[name])[n - 1 :].max() <= 0.51e-3
 
 
 @pytest.mark.parametrize('symbol', STOCKS)
 def test_the_vendors_volume_ratio_is_ours_to_its_two_decimals(symbol: str) -> None:
     daily_basic = read(symbol, 'din')
-    mine = ours(prices(read(symbol)), item('volume_ratio', n=5))[:, 0]
+    mine = features_of(prices(read(symbol)), item('volume_ratio', n=5))[:, 0]
     theirs = daily_basic['volume_ratio']
     assert len(theirs) == ROWS
     assert np.abs(mine - theirs)[5:].max() <= 0.51e-2
@@ -197,13 +192,13 @@ def test_a_seed_fades_within_the_stated_number_of_bars(
     table, _ = load_bars(shared_data() / 'ashare_daily' / name)
     valid = table.status[:, 0] == BarStatus.VALID
     series = {field: table.values[valid, k, 0] for k, field in enumerate(BAR_FIELDS)}
-    whole = ours(series, recursive)
+    whole = features_of(series, recursive)
     # Oscillators in points, prices in per cent of the close: what stands on a chart.
     in_points = recursive.kind in ('kdj', 'rsi')
     scale = np.ones(valid.sum()) if in_points else 100 / series['close']
     last = []
     for start in range(100, 2500, 300):
-        late = ours({field: column[start:] for field, column in series.items()}, recursive)
+        late = features_of({field: column[start:] for field, column in series.items()}, recursive)
         apart = np.nanmax(np.abs(late - whole[start:]), axis=1, initial=0) * scale[start:]
         last.append(int(np.flatnonzero(apart > CLOSE_TO).max()) + 1)
     # And not much sooner, or the statement would be worth nothing.

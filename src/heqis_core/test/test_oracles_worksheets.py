@@ -15,9 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from heqis_core.bars import BAR_FIELDS
-from heqis_core.features.spec import FeatureItem, FeatureSpec
-from heqis_core.features.state import FeatureState
-from heqis_core.testing import shared_data
+from heqis_core.features.spec import FeatureItem
+from heqis_core.testing import features_of, shared_data
 
 Floats = npt.NDArray[np.float64]
 Sheet = dict[str, Floats]
@@ -41,11 +40,8 @@ def read(name: str) -> Sheet:
 
 def ours(sheet: Sheet, *items: FeatureItem) -> list[Floats]:
     """Return the F columns; a worksheet without high and low has its close for both."""
-    columns = [sheet.get(name, sheet['close']) for name in BAR_FIELDS[:4]]
-    columns += [sheet.get(name, np.full(len(sheet['close']), np.nan)) for name in BAR_FIELDS[4:]]
-    values = np.stack(columns, axis=1)[:, :, None]
-    state = FeatureState(FeatureSpec(items), 1)
-    return list(state.batch(values, np.ones((len(values), 1), np.uint8))[:, 0].T)
+    prices = dict.fromkeys(BAR_FIELDS[:4], sheet['close'])
+    return list(features_of({**prices, **sheet}, *items).T)
 
 
 def led(sheet: Sheet) -> Sheet:

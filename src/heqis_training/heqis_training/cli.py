@@ -19,9 +19,9 @@ from rich.table import Table
 
 from heqis_core.bars import BarTable
 from heqis_core.errors import ConfigError, HeqisError
+from heqis_core.features.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from heqis_core.features.spec import FeatureSpec
     from heqis_core.manifest import MetricRow
     from heqis_training.recipe import Outcome
     from heqis_training.train import Epoch, Report
@@ -159,7 +159,7 @@ def _train(args: argparse.Namespace, console: Console) -> tuple[Outcome, float]:
         generator_fit=_epochs(defaults.generator_fit, args.epochs),
         encoder_fit=_epochs(defaults.encoder_fit, args.encoder_epochs),
     )
-    spec = _spec(args.spec)
+    spec = FeatureSpec.load(args.spec) if args.spec else None
     table = _load(args, console, spec.channels if spec else ())
     with _progress(console) as progress:
         outcome = run_training(table, args.out, config, spec, _reporter(progress))
@@ -168,19 +168,6 @@ def _train(args: argparse.Namespace, console: Console) -> tuple[Outcome, float]:
 
 def _epochs(fit: Any, epochs: int | None) -> Any:
     return fit if epochs is None else replace(fit, epochs=epochs)
-
-
-def _spec(file: str | None) -> FeatureSpec | None:
-    from heqis_core.features.spec import FeatureSpec
-
-    if file is None:
-        return None
-    try:
-        return FeatureSpec.from_json(Path(file).read_bytes())
-    except OSError as error:
-        raise ConfigError(f'{file}: cannot be read ({error}); check the name') from error
-    except ConfigError as error:
-        raise ConfigError(f'{file}: {error}') from error
 
 
 def _load(args: argparse.Namespace, console: Console, channels: Sequence[str]) -> BarTable:

@@ -99,7 +99,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Write the file, print what is in it; return 0."""
     console = Console(highlight=False, soft_wrap=True)
-    given = _read_spec(args.spec) if args.spec is not None else None
+    given = FeatureSpec.load(args.spec) if args.spec is not None else None
     if args.list:
         console.print(_kinds() if given is None else _columns(given))
         return 0
@@ -171,15 +171,6 @@ def _paths(args: argparse.Namespace) -> tuple[Path, Path]:
             'time; name a file in another folder'
         )
     return bars, out
-
-
-def _read_spec(path: Path) -> FeatureSpec:
-    try:
-        return FeatureSpec.from_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f'--spec {path}: cannot be read: {error.strerror or error}') from error
-    except ConfigError as error:
-        raise ConfigError(f'--spec {path}: {error}') from None
 
 
 def _symbols(text: str) -> list[str]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from heqis_core.bars import BAR_FIELDS
@@ -199,6 +200,17 @@ class FeatureSpec:
             raise ConfigError('feature spec: expected {"features": [...]}')
         _refuse_unknown('feature spec', plain, ('features',))
         return cls(tuple(_item(index, entry) for index, entry in enumerate(plain['features'])))
+
+    @classmethod
+    def load(cls, path: Path | str) -> FeatureSpec:
+        """Read a spec from a JSON file; raise ConfigError that names it and what is wrong."""
+        try:
+            return cls.from_json(Path(path).read_bytes())
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f'{path}: cannot be read ({reason}); check the name') from error
+        except ConfigError as error:
+            raise ConfigError(f'{path}: {error}') from None
 
     def _plain(self) -> dict[str, object]:
         return {
