@@ -19,12 +19,13 @@ from typing import Any
 
 import psutil
 import pytest
+from pymodbus.client import ModbusTcpClient
 
 from heqis_bringup import testing_demo
 from heqis_bringup.testing_demo import Run, heqis
 from heqis_core.bars import BAR_FIELDS, BarStatus
 from heqis_core.simulator import MarketSimulator
-from heqis_core.testing import wait_until
+from heqis_core.testing import free_port, wait_until
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(200)]
 
@@ -127,6 +128,39 @@ def test_a_process_killed_in_mid_stream_comes_back_and_changes_no_decision(
     check_complete(case, report)
     restarts = sum(node['restarts'] for node in report['nodes'].values())
     assert restarts >= 1
+
+
+def test_several_sources_and_a_kill_change_no_decision_and_a_plc_can_read_it(case, tmp_path):
+    """The files of one folder come as two sources; the gateway is killed; a PLC looks on."""
+    files = sorted(case.data.glob('*.csv'))
+    sources = tmp_path / 'sources.yaml'
+    lines = ['sources:']
+    for name, part in (('one', files[:1]), ('two', files[1:])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in part:
+            (folder / file.name).write_bytes(file.read_bytes())
+        lines.append(f'- {{name: {name}, kind: file, path: {name}}}')
+    sources.write_text('\n'.join(lines) + '\n')
+    port = free_port()
+    arguments = ['source:=several', f'sources:={sources}', 'modbus:=true', f'modbus_port:={port}']
+    with running(case, tmp_path, '--pace', 50, *arguments) as run:
+        wait_until(lambda: run.committed() >= 40, 40, 'no 40 frames were decided')
+        run.kill('heqis_gateway', 'gateway')
+        wait_until(lambda: run.committed() >= 80, 40, 'nothing was decided after the kill')
+        registers = read_registers(port)
+        report = run.report()
+    check_complete(case, report)
+    assert bytes.fromhex(f'{registers[0]:04x}{registers[1]:04x}') == b'HEQI'
+    assert registers[5] == SYMBOLS
+    assert report['nodes']['gateway']['restarts'] >= 1
+
+
+def read_registers(port: int) -> list[int]:
+    with ModbusTcpClient('127.0.0.1', port=port, timeout=5) as plc:
+        answer = plc.read_holding_registers(0, count=16)
+    assert not answer.isError(), answer
+    return answer.registers
 
 
 def test_two_graphs_run_beside_each_other_each_in_its_namespace(case, tmp_path):
