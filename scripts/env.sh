@@ -43,10 +43,12 @@ heqis_env() {
   [[ -z $nounset ]] || set -u
   PATH=$HEQIS_ROOT/install/heqis_bringup/lib/heqis_bringup:$PATH
 
-  # DDS stays on this machine unless the caller says otherwise; UDP starts most reliably there.
+  # DDS stays on this machine unless the caller says otherwise. It takes UDP: shared memory leads to nowhere for a while
+  # after a kill, and the profile keeps it out where the variable for that has no effect.
   export PATH
   export ROS_AUTOMATIC_DISCOVERY_RANGE=${ROS_AUTOMATIC_DISCOVERY_RANGE:-LOCALHOST}
   export FASTDDS_BUILTIN_TRANSPORTS=${FASTDDS_BUILTIN_TRANSPORTS:-UDPv4}
+  export FASTRTPS_DEFAULT_PROFILES_FILE=${FASTRTPS_DEFAULT_PROFILES_FILE:-$HEQIS_ROOT/config/fastdds.xml}
 }
 
 heqis_env

@@ -218,6 +218,8 @@ class _Demo:
         os.environ['ROS_DOMAIN_ID'] = str(self.domain)
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')
+        profile = Path(plan.values['config']) / 'fastdds.xml'
+        os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(profile))
         return LaunchRunner(plan.processes, self.run_dir / 'log')
 
     def run(self, runner: LaunchRunner) -> dict[str, Any]:

@@ -120,6 +120,16 @@ class Chart:
         return _text(time_ns, self.style.zone, self._format)
 
 
+def blank_figure(style: Style) -> dict[str, Any]:
+    """Return the figure of a page that knows nothing yet, as plain data.
+
+    It has the axes of every later one: Plotly draws an axis that is new while the figure before
+    is still being resized before it has given that axis a place.
+    """
+    chart = Chart(style, '', '')
+    return {'data': _traces(chart), 'layout': _layout(chart, empty=False)}
+
+
 def hover_text(mark: Mark, zone: tzinfo) -> str:
     """Return what a mark says when one points at it; HTML as far as Plotly knows it."""
     down, flat, up = mark.probabilities

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from plotly.io.json import to_json_plotly
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from heqis_dashboard.chart import Style, blank_figure
 from heqis_dashboard.live import Live, PageData, Rows
 from heqis_dashboard.views import Notice, Row
 
@@ -61,7 +62,7 @@ def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
     )
     # Added last, so asked first.
     server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.layout = lambda: layout(data.title)
+    app.layout = lambda: layout(data.title, data.style)
 
     async def live() -> None:
         await Live(data, ctx.websocket).run()
@@ -75,7 +76,7 @@ def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
     return app
 
 
-def layout(title: str) -> html.Div:
+def layout(title: str, style: Style) -> html.Div:
     """Return the page before anything is known."""
     return html.Div(
         [
@@ -101,7 +102,7 @@ def layout(title: str) -> html.Div:
                                     'responsive': True,
                                     'modeBarButtonsToRemove': ['select2d', 'lasso2d'],
                                 },
-                                figure={'data': [], 'layout': {}},
+                                figure=blank_figure(style),
                                 style={'height': '460px'},
                             ),
                         ],

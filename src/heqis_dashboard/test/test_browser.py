@@ -13,7 +13,7 @@ from heqis_core.control import Event, Level
 from heqis_core.simulator import MarketSimulator
 from heqis_core.testing import wait_until
 from heqis_core.testing_graph import make_beat
-from heqis_dashboard.chart import local_time
+from heqis_dashboard.chart import Chart, blank_figure, local_time
 from heqis_dashboard.live import PageData
 from heqis_dashboard.testing_browser import browser, open_page, why_no_browser
 from heqis_dashboard.views import Sources
@@ -22,6 +22,21 @@ pytestmark = pytest.mark.skipif(
     bool(why_no_browser()), reason=why_no_browser() or 'there is a browser'
 )
 DEADLINE_S = 20
+
+
+# What Dash does on a loaded machine: the whole figure comes, and the resizing of the one before is
+# finished only then.
+_OVERTAKE = """
+async ([first, whole]) => {
+  const chart = document.body.appendChild(document.createElement('div'));
+  chart.style.cssText = 'width: 900px; height: 460px';
+  await Plotly.react(chart, first);
+  const drawn = Plotly.react(chart, whole);
+  await Plotly.relayout(chart, {autosize: true});
+  await drawn;
+  return chart.data.length;
+}
+"""
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +68,16 @@ def test_a_page_of_a_dead_graph_says_so_and_waits(served: Any, data: PageData, c
     assert 'no bars' not in text_of(watched, '#chart')
     assert watched.complaints == []
     assert watched.foreign == []
+
+
+def test_a_figure_that_overtakes_the_resizing_of_the_first_is_drawn_without_complaint(
+    served: Any, data: PageData, chromium
+) -> None:
+    watched = open_page(chromium, served.url)
+    watched.page.wait_for_function('() => window.Plotly')
+    whole = Chart(data.style, 'daily', '').update(data.feed)
+    assert watched.page.evaluate(_OVERTAKE, [blank_figure(data.style), whole]) == 5
+    assert watched.complaints == []
 
 
 def test_what_a_node_says_is_text_and_never_markup(served: Any, data: PageData, chromium) -> None:

@@ -27,6 +27,7 @@ from heqis_dashboard.chart import (
     VOLUME,
     Chart,
     Style,
+    blank_figure,
     clock_text,
     hover_text,
 )
@@ -455,6 +456,18 @@ def test_clock_for_people_is_to_the_minute_or_as_fine_as_the_time(
 
 
 # --- what it looks like ---
+
+
+def test_figure_before_anything_is_known_has_the_axes_and_traces_of_every_later_one() -> None:
+    style = Style(10, SHANGHAI, 'red')
+    blank, later = blank_figure(style), Chart(style, STREAM, SYMBOL).update(feed_of())
+    Figure(blank)
+    assert [(t['type'], t.get('yaxis')) for t in blank['data']] == [
+        (t['type'], t.get('yaxis')) for t in later['data']
+    ]
+    ranges = ('xaxis', 'yaxis', 'yaxis2', 'margin')
+    assert all(blank['layout'][name] == later['layout'][name] for name in ranges)
+    assert 'annotations' not in blank['layout'], 'it does not say that there are no bars'
 
 
 @pytest.mark.parametrize('symbol', [SYMBOL, ''])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import rclpy
@@ -45,12 +46,20 @@ class Graph:
             self.executor.spin_once(timeout_sec=0.02)
 
 
+def dds_profile() -> Path | None:
+    """Return config/fastdds.xml of the source tree, None for an installed package."""
+    found = (folder / 'config' / 'fastdds.xml' for folder in Path(__file__).resolve().parents)
+    return next((path for path in found if path.is_file()), None)
+
+
 @cache
 def private_domain() -> None:
     """Give this process, and those that it starts, a ROS graph of its own on loopback."""
     os.environ['ROS_DOMAIN_ID'] = str(free_domain_id())
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ['FASTDDS_BUILTIN_TRANSPORTS'] = 'UDPv4'
+    if profile := dds_profile():
+        os.environ['FASTRTPS_DEFAULT_PROFILES_FILE'] = str(profile)
     os.environ['RCUTILS_COLORIZED_OUTPUT'] = '0'
 
 

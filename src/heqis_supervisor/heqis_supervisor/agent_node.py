@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from lifecycle_msgs.msg import Transition as LifecycleTransition
@@ -65,6 +66,23 @@ class _Order:
         self.future: Any = None
 
 
+@dataclass
+class _Changer:
+    """The way to the lifecycle service of one node.
+
+    Attributes:
+        client: made for one start of the node's process.
+        start_id: which one; 0 if its heartbeat was not heard yet.
+        stale: servers of an earlier start: DDS does not forget a killed process for a while.
+        servers: those that were there at the last answer.
+    """
+
+    client: Client
+    start_id: int
+    stale: frozenset[bytes] = frozenset()
+    servers: frozenset[bytes] = frozenset()
+
+
 class AgentNode(ManagedNode):
     """The supervisor's hand on one board."""
 
@@ -86,7 +104,7 @@ class AgentNode(ManagedNode):
         self._out: deque[FromAgent] = deque(maxlen=1024)
         self._asked: deque[Transit] = deque()
         self._orders: list[_Order] = []
-        self._changers: dict[str, Client] = {}
+        self._changers: dict[str, _Changer] = {}
         self._heard_s = float('-inf')
         self._repeated: deque[tuple[int, int]] = deque(maxlen=256)
         self._heartbeat = self.publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
@@ -106,7 +124,8 @@ class AgentNode(ManagedNode):
         """Forget what was under way."""
         self._orders.clear()
         self._asked.clear()
-        self._changers.clear()
+        for node in list(self._changers):
+            self._forget(node)
 
     # --- the link's thread ---
 
@@ -176,9 +195,24 @@ class AgentNode(ManagedNode):
     def _begin_orders(self) -> None:
         while self._asked:
             order = _Order(self._asked.popleft())
+            self._supersede(order.order)
             self._orders.append(order)
             self._order_timer.reset()
             self._advance(order)
+
+    def _supersede(self, asked: Transit) -> None:
+        """Give up what was asked of the node before.
+
+        Its client goes too, and with it a request that no server took: it would be delivered late.
+        """
+        for earlier in [order for order in self._orders if order.order.node == asked.node]:
+            self._orders.remove(earlier)
+            known = self._changers.get(asked.node)
+            if known is None or known.start_id != self._watched.start_of(asked.node):
+                continue  # that was another process
+            self._forget(asked.node)
+            self.count('orders_repeated')
+            self.get_logger().info(f'{asked.node} is asked for {asked.transition.value} again')
 
     def _look_after_orders(self) -> None:
         if not self._orders:
@@ -189,11 +223,11 @@ class AgentNode(ManagedNode):
     def _advance(self, order: _Order) -> None:
         asked = order.order
         if order.future is None:
-            client = self._client(asked.node)
-            if client.service_is_ready():
+            changer = self._changer(asked.node)
+            if self._is_ready(asked.node, changer):
                 request = ChangeState.Request()
                 request.transition.id = _IDS[asked.transition]
-                order.future = client.call_async(request)
+                order.future = changer.client.call_async(request)
                 order.future.add_done_callback(lambda _: self._advance(order))
         if order not in self._orders:
             return
@@ -213,7 +247,9 @@ class AgentNode(ManagedNode):
             except Exception as error:  # whatever the middleware raises belongs to the answer
                 problem = f'{type(error).__name__}: {error}'
         elif order.future is not None:
-            self._client(asked.node).remove_pending_request(order.future)
+            self._changer(asked.node).client.remove_pending_request(order.future)
+        if order.future is not None and order.future.done():
+            self._changer(asked.node).servers = self._servers(asked.node)
         head = (asked.id, self.board, self.start_id)
         self._put(Result(*head, False, problem) if problem else Result(*head, True, '', state))
 
@@ -221,11 +257,37 @@ class AgentNode(ManagedNode):
         self.vitals.count('queue_dropped', len(self._out) == self._out.maxlen)
         self._out.append(message)
 
-    def _client(self, node: str) -> Client:
-        client = self._changers.get(node)
-        if client is None:
-            client = self._changers[node] = self.client(ChangeState, f'{node}/change_state')
-        return client
+    def _changer(self, node: str) -> _Changer:
+        start_id = self._watched.start_of(node)
+        known = self._changers.get(node)
+        if known is not None and known.start_id in (start_id, 0):
+            known.start_id = start_id
+            return known
+        stale = frozenset() if known is None else known.servers
+        self._forget(node)
+        client = self.create_client(ChangeState, f'{node}/change_state')
+        made = self._changers[node] = _Changer(client, start_id, stale)
+        return made
+
+    def _forget(self, node: str) -> None:
+        changer = self._changers.pop(node, None)
+        if changer is not None:
+            self.destroy_client(changer.client)
+
+    def _is_ready(self, node: str, changer: _Changer) -> bool:
+        if not changer.client.service_is_ready():
+            return False
+        return not changer.stale or bool(self._servers(node) - changer.stale)
+
+    def _servers(self, node: str) -> frozenset[bytes]:
+        """Return the servers of a node's lifecycle service by their endpoints.
+
+        A killed process keeps its own for as long as its DDS lease lasts.
+        """
+        found = self.get_subscriptions_info_by_topic(
+            f'rq{node}/change_stateRequest', no_mangle=True
+        )
+        return frozenset(bytes(info.endpoint_gid) for info in found)
 
 
 def main() -> int:

@@ -43,6 +43,7 @@ class Watched:
         self.board = board
         self._boot_id = boot_id
         self._last: dict[str, ProcessBeat] = {}
+        self._starts: dict[str, int] = {}
 
     def take(self, beat: ProcessBeat) -> ProcessBeat | None:
         """Return a heartbeat of this board with what the kernel says added; None if it is old."""
@@ -61,7 +62,13 @@ class Watched:
         else:
             beat = structs.replace(beat, proc_start=last.proc_start, restarts=last.restarts)
         self._last[beat.process] = beat
+        for node in beat.nodes:
+            self._starts[node.name] = beat.start_id
         return beat
+
+    def start_of(self, node: str) -> int:
+        """Return the start identity of the process that a node is in, 0 if it was not heard."""
+        return self._starts.get(node, 0)
 
     def kill(self, order: Kill) -> Killed:
         """End the process that is meant, and no other."""

@@ -77,7 +77,6 @@ class Running:
     id: int
     transition: Transition
     asked_s: float
-    deadline_s: float
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class NodeMind:
         progress, progress_moved_s: work done, and when it last moved or nothing was pending.
         pending, info: as it says.
         running: the transition in flight.
+        asks, asking_s: how often it was asked for without a sign that it began, and since when.
         expect, expect_by_s: state that the last transition must show by then.
         was_active: it has been active in this start of its process.
         reset: it must go through cleanup before it is tried again.
@@ -111,6 +111,8 @@ class NodeMind:
     pending: int = 0
     info: str = ''
     running: Running | None = None
+    asks: int = 0
+    asking_s: float = 0.0
     expect: NodeState | None = None
     expect_by_s: float = 0.0
     was_active: bool = False
@@ -148,7 +150,7 @@ class ProcessMind:
         restarts: starts after the first, as far as anyone has seen.
         killing: the kill in flight.
         kills, retry_s: kills without effect in a row, and not before when the next.
-        trouble: lost, hung, stuck or finalized; empty if none.
+        trouble: lost, hung, deaf, stuck or finalized; empty if none.
         latched: why nothing is tried any more; empty if not.
         step, reason: verdict of the last update.
     """

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from heqis_core.control import Level, NodeState
 from heqis_supervisor.facts import NodeMind, State, Step
 from heqis_supervisor.hearing import AGENT_LEASE_S
-from heqis_supervisor.policy import UNSEEN_S, left_out
+from heqis_supervisor.policy import UNSEEN_S
+from heqis_supervisor.processes import left_out
 from heqis_supervisor.rules import NodeRule, Rules
 
 LEFT_OUT = 'not started (optional)'

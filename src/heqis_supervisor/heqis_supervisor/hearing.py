@@ -86,6 +86,7 @@ class Turn:
                 name,
                 spin_moved_s=node.spin_moved_s + dt,
                 progress_moved_s=node.progress_moved_s + dt,
+                asking_s=node.asking_s + dt,
             )
 
     # --- messages ---
@@ -201,7 +202,7 @@ class Turn:
         if mind.running is not None and state == GOAL[mind.running.transition]:
             self._done(name)
         if state != self.nodes[name].state:
-            self.set_node(name, state=state, since_s=self.now)
+            self.set_node(name, state=state, since_s=self.now, asks=0)
         mind = self.nodes[name]
         # A finalized node is no failure yet: so ends every process that was told to.
         fallen = state in (NodeState.UNCONFIGURED, NodeState.INACTIVE)
@@ -223,7 +224,8 @@ class Turn:
                     self.set_node(name, state=goal, since_s=self.now, expect=goal, expect_by_s=by)
                 else:
                     asked = mind.running.transition.value
-                    self.set_node(name, running=None, reset=mind.state == NodeState.INACTIVE)
+                    reset = mind.state == NodeState.INACTIVE
+                    self.set_node(name, running=None, asks=0, reset=reset)
                     self.failed(name, f'{asked}: {result.text}')
                 return
         for key, process in self.processes.items():
@@ -250,7 +252,7 @@ class Turn:
         mind = self.nodes[name]
         assert mind.running is not None
         active = GOAL[mind.running.transition] == NodeState.ACTIVE
-        self.set_node(name, running=None, reset=False, was_active=active)
+        self.set_node(name, running=None, asks=0, reset=False, was_active=active)
         if active:
             self.note(Level.INFO, 'node_up', name, 'is active')
 

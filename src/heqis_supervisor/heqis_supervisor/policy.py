@@ -1,23 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watchdog policy: a pure `update(rules, time, state, facts) -> (state, actions)`.
 
-No clock, no I/O. Nodes are brought to ACTIVE, dependencies first; a process that is lost, hung
-or stuck is killed (launch starts it again); what fails waits longer each time, and after too
+No clock, no I/O. Nodes are brought to ACTIVE, dependencies first; a process that is lost, hung,
+deaf or stuck is killed (launch starts it again); what fails waits longer each time, and after too
 many failures is latched until a person clears it. Only what failed is touched: nodes that wait
 for it stay. Start and recovery are one path: the first update takes the world as it finds it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from heqis_core.control import (
-    Kill,
-    Level,
-    NodeState,
-    Transit,
-    Transition,
-)
+from heqis_core.control import Kill, Level, NodeState, Transit, Transition
 from heqis_supervisor.facts import (
     Action,
     Command,
@@ -29,23 +21,18 @@ from heqis_supervisor.facts import (
     State,
     Step,
 )
-from heqis_supervisor.hearing import AGENT_LEASE_S, SETTLE_S, Turn
+from heqis_supervisor.hearing import AGENT_LEASE_S, Turn
+from heqis_supervisor.processes import BEGIN_MAX_S, NOT_BACK, judge_process, left_out, timeout_s
 from heqis_supervisor.rules import NodeRule, ProcessRule, Rules
 
-ANSWER_S = 2.0
-"""How much later than its time-out the answer to a command may come."""
 KILL_ANSWER_S = 2.0
-BEGIN_S = 2.0
-"""Time for a transition to show in the heartbeats of a node whose executor runs."""
+AGENT_PATIENCE_S = 2 * BEGIN_MAX_S
+"""An agent gives no request up before it is made again."""
 DEPTH_S = 1.0
 UNSEEN_S = 3.0
 """Time for a process to name its nodes."""
-
-
 ENDING_S = 3.0
 """Time for a process whose nodes are finalized to end: that is how every clean stop looks."""
-
-NOT_BACK = 'killed, and nobody started it again; is respawn set in the launch file?'
 
 
 def initial(rules: Rules, time_s: float) -> State:
@@ -77,7 +64,7 @@ def update(
     _clear(turn, facts.cleared)
     _judge_boards(turn)
     for key, rule in rules.processes.items():
-        _judge_process(turn, key, rule)
+        judge_process(turn, key, rule)
     for node_rule in rules.nodes.values():
         _judge_node(turn, node_rule)
     for key, rule in rules.processes.items():
@@ -130,110 +117,6 @@ def _judge_boards(turn: Turn) -> None:
             turn.note(Level.ERROR, 'agent_lost', board, text)
 
 
-# --- processes: lost, hung, restarting without end ---
-
-
-def left_out(rule: ProcessRule, mind: ProcessMind) -> bool:
-    """Whether a process is not there and need not be: optional, and never heard of."""
-    return rule.optional and mind.beat is None
-
-
-def _judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
-    mind = turn.processes[key]
-    if left_out(rule, mind):
-        return
-    if mind.beat is None:
-        _judge_absent(turn, key, rule)
-        return
-    _settle_commands(turn, rule)
-    mind = _check_kill(turn, key)
-    trouble = mind.trouble
-    busy = any(_busy(turn, turn.rules.nodes[name]) for name in rule.nodes)
-    asked = any(turn.nodes[name].running for name in rule.nodes)
-    silent, lease = turn.silence(rule, rule.busy_lease_s if busy or asked else rule.lease_s)
-    if silent > lease:
-        trouble = trouble if trouble.startswith('lost') else f'lost: silent for {silent:.1f} s'
-    elif trouble.startswith('lost'):
-        trouble = ''  # it speaks again
-        turn.note(Level.WARN, 'process_back', key, 'speaks again, it was only slow')
-    if not trouble.startswith('lost'):
-        trouble = _hung(turn, rule, busy)
-    if trouble and not mind.trouble:
-        kind = 'process_lost' if trouble.startswith('lost') else 'process_hung'
-        turn.note(Level.ERROR, kind, key, trouble)
-    mind = turn.set_process(key, trouble=trouble, step=Step.NONE, reason='')
-    if len(mind.births) > rule.restarts_max and not mind.latched:
-        why = f'{len(mind.births)} starts within {rule.restarts_window_s:g} s; last: {trouble}'
-        turn.latch_process(key, why.removesuffix('; last: '))
-
-
-def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
-    waited = turn.now - turn.before.since_s
-    late = waited > rule.respawn_s
-    reason = 'has not reported in yet'
-    if late:
-        reason = f'never reported in; is it in the launch file of board {rule.board}?'
-    if late and turn.processes[key].reason != reason:
-        turn.note(Level.ERROR, 'process_missing', key, reason)
-    turn.set_process(key, step=Step.WARN, reason=reason)
-
-
-def _settle_commands(turn: Turn, rule: ProcessRule) -> None:
-    for name in rule.nodes:
-        mind = turn.nodes[name]
-        running = mind.running
-        if running is None:
-            continue
-        # The middleware may lose a request to a process that has just been started.
-        unheard = (
-            mind.since_s <= running.asked_s
-            and turn.now - running.asked_s > BEGIN_S
-            and mind.spin_moved_s > running.asked_s + BEGIN_S / 2
-        )
-        if unheard or turn.now > running.deadline_s:
-            turn.set_node(name, running=None)
-            why = 'was asked for, but did not begin' if unheard else 'no answer in time'
-            turn.failed(name, f'{running.transition.value}: {why}')
-
-
-def _check_kill(turn: Turn, key: str) -> ProcessMind:
-    mind = turn.processes[key]
-    killing = mind.killing
-    if killing is None or turn.now <= killing.deadline_s:
-        return mind
-    if not killing.confirmed:
-        turn.kill_failed(key, 'the agent did not answer the order to kill it')
-    elif turn.now - mind.heard_s < SETTLE_S:
-        turn.kill_failed(key, 'said to be killed, but it still sends heartbeats')
-    elif not killing.missed:
-        turn.set_process(key, killing=replace(killing, missed=True))
-        turn.note(Level.ERROR, 'process_missing', key, NOT_BACK)
-    return turn.processes[key]
-
-
-def _busy(turn: Turn, rule: NodeRule) -> bool:
-    """Whether a transition has begun, ours or one that was found running, and may still run."""
-    mind = turn.nodes[rule.name]
-    running = mind.running
-    configures = running is None or running.transition == Transition.CONFIGURE
-    limit = rule.configure_s if configures else rule.transition_s
-    return mind.state == NodeState.TRANSITIONING and turn.now - mind.since_s < limit
-
-
-def _hung(turn: Turn, rule: ProcessRule, busy: bool) -> str:
-    seen = [turn.nodes[name] for name in rule.nodes if turn.nodes[name].full_name]
-    if busy:
-        for name in rule.nodes:
-            turn.set_node(name, spin_moved_s=turn.now)
-        return ''
-    if not seen:
-        return ''
-    # Only heartbeats are evidence: time in which none came proves no standstill.
-    heard_s = turn.processes[rule.key].heard_s
-    still = heard_s - max(node.spin_moved_s for node in seen)
-    return f'hung: its executor stands still for {still:.1f} s' if still > rule.hang_s else ''
-
-
 # --- nodes: stuck, waiting, latched ---
 
 
@@ -274,10 +157,18 @@ def _judge_node(turn: Turn, rule: NodeRule) -> None:
             turn.note(Level.ERROR, 'node_finalized', rule.name, reason)
     elif mind.state != NodeState.ACTIVE:
         step = Step.RESTART_NODE if mind.failures else Step.WARN
-        reason = mind.failure if mind.failures else f'is {mind.state.name}'
+        reason = mind.failure if mind.failures else _not_active(turn, mind)
     else:
         step, reason = _judge_active(turn, rule, broken)
     turn.set_node(rule.name, step=step, reason=reason, waits_for=broken)
+
+
+def _not_active(turn: Turn, mind: NodeMind) -> str:
+    reason = f'is {mind.state.name}'
+    if mind.running is None or mind.asks < 2:
+        return reason
+    asked = f'{mind.running.transition.value} was asked for {mind.asks} times'
+    return f'{reason}; {asked} in {turn.now - mind.asking_s:.0f} s and has not begun'
 
 
 def _judge_active(turn: Turn, rule: NodeRule, broken: tuple[str, ...]) -> tuple[Step, str]:
@@ -350,24 +241,30 @@ def _plan_kill(turn: Turn, key: str, rule: ProcessRule) -> None:
 
 def _plan_transition(turn: Turn, rule: ProcessRule) -> None:
     # One at a time in a process: its nodes share one executor.
+    chosen = None
     for node in turn.rules.nodes.values():
         if node.name not in rule.nodes or not node.managed:
             continue
-        transition = _next_transition(turn, node)
+        transition = None if chosen else _next_transition(turn, node)
         if transition is None:
-            continue
-        timeout = node.transition_s
-        if transition == Transition.CONFIGURE:
-            timeout = node.configure_s
-        order = Transit(
-            turn.next_id, turn.nodes[node.name].full_name, transition, int(timeout * 1000)
-        )
-        deadline = turn.now + timeout + ANSWER_S
-        running = Running(turn.next_id, transition, turn.now, deadline)
-        turn.set_node(node.name, running=running)
-        turn.next_id += 1
-        turn.actions.append(Command(rule.board, order))
-        return
+            turn.set_node(node.name, asks=0)
+        else:
+            chosen = node
+            _ask(turn, node, transition)
+
+
+def _ask(turn: Turn, rule: NodeRule, transition: Transition) -> None:
+    mind = turn.nodes[rule.name]
+    timeout_ms = int(max(timeout_s(rule, transition), AGENT_PATIENCE_S) * 1000)
+    order = Transit(turn.next_id, mind.full_name, transition, timeout_ms)
+    turn.set_node(
+        rule.name,
+        running=Running(turn.next_id, transition, turn.now),
+        asks=mind.asks + 1,
+        asking_s=mind.asking_s if mind.asks else turn.now,
+    )
+    turn.next_id += 1
+    turn.actions.append(Command(rule.board, order))
 
 
 def _next_transition(turn: Turn, rule: NodeRule) -> Transition | None:

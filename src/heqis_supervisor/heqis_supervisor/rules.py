@@ -36,7 +36,10 @@ ON_STUCK = ('restart_process', 'warn')
 PROCESS_SETTINGS = {
     'lease_ms': Setting(800, 1, 600_000, 'silence until a process counts as lost'),
     'busy_lease_ms': Setting(
-        10_000, 1, 600_000, 'the same while one of its nodes is in a transition'
+        10_000,
+        1,
+        600_000,
+        'the same while one of its nodes is in a transition or a process of its board starts',
     ),
     'hang_ms': Setting(3_000, 1, 600_000, 'executor stands still until a process counts as hung'),
     'respawn_ms': Setting(

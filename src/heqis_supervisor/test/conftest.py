@@ -467,11 +467,13 @@ class RealGraph:
         self.environment: dict[str, str] = {}
         self.diagnostics: dict[str, object] = {}
         self.events: list[Event] = []
+        self.since_ns = 0
+        """Events from before do not count, however late they arrive."""
         self.beats: dict[str, Heartbeat] = {}
         self.first: dict[str, int] = {}
         node = graph.add(Node('observer', namespace='/heqis'))
         node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, qos.DIAGNOSTICS)
-        node.create_subscription(Event, 'events', self.events.append, qos.EVENTS)
+        node.create_subscription(Event, 'events', self._event, qos.EVENTS)
         node.create_subscription(Heartbeat, 'heartbeat', self._beat, qos.HEARTBEAT)
         self.tell = node.create_publisher(Event, 'in', qos.EVENTS)
         self.node = node
@@ -480,6 +482,10 @@ class RealGraph:
         self.diagnostics = {
             status.name.removeprefix('heqis/'): status for status in message.status
         }
+
+    def _event(self, message: Event) -> None:
+        if message.stamp_ns >= self.since_ns:
+            self.events.append(message)
 
     def _beat(self, message: Heartbeat) -> None:
         self.beats[f'{message.board}/{message.process}'] = message

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from rclpy.lifecycle import TransitionCallbackReturn
@@ -84,6 +88,22 @@ class Bench:
 
 
 @pytest.fixture
+def start_fake() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a process with one managed node."""
+    running: list[subprocess.Popen] = []
+
+    def start(process: str, node: str) -> subprocess.Popen:
+        script = Path(__file__).with_name('fake_process.py')
+        running.append(subprocess.Popen([sys.executable, str(script), process, node]))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
 def bench(monkeypatch):
     monkeypatch.setenv('HEQIS_BOARD', 'compute')
     endpoint = f'tcp://127.0.0.1:{free_port()}'
@@ -126,6 +146,44 @@ def test_a_refusal_an_impossible_transition_and_a_missing_node_are_told_apart(be
     assert bench.managed.state == NodeState.UNCONFIGURED
     missing = bench.order(3, Transition.CONFIGURE, '/nobody', 200)
     assert (missing.ok, 'lifecycle service is not there' in missing.text) == (False, True)
+
+
+def test_an_order_that_is_given_again_takes_the_place_of_the_first(bench) -> None:
+    bench.until(
+        lambda: bench.link.send('compute', Transit(1, '/late', Transition.CONFIGURE, 20_000))
+    )
+    bench.until(lambda: bench.agent._orders, 'the first is under way')
+    bench.link.send('compute', Transit(2, '/late', Transition.CONFIGURE, 20_000))
+    bench.until(lambda: bench.agent.vitals.counters().get('orders_repeated') == 1, 'the second')
+    late = bench.graph.add(Managed('late'))
+    assert bench.result(2).ok
+    assert late.state == NodeState.INACTIVE
+    bench.graph.spin_for(0.5)
+    assert [m.id for m in bench.heard if isinstance(m, Result)] == [2]
+
+
+def test_the_server_of_a_killed_process_is_not_taken_for_that_of_its_next_start(
+    bench, start_fake
+) -> None:
+    starts, servers = set(), set()
+    for number in range(1, 4):
+        process = start_fake('brain', 'thinker')
+        bench.until(
+            lambda seen=frozenset(starts): (
+                bench.agent._watched.start_of('/thinker') not in seen | {0}
+            ),
+            'its heartbeat',
+        )
+        starts.add(bench.agent._watched.start_of('/thinker'))
+        answer = bench.order(number, Transition.CONFIGURE, '/thinker', 15_000)
+        assert (answer.ok, answer.state) == (True, NodeState.INACTIVE)
+        found = bench.agent._changers['/thinker'].servers
+        assert len(found - servers) == 1, 'one that was not there before'
+        servers |= found
+        process.kill()
+        process.wait()
+    assert len(starts) == 3
+    assert 'orders_repeated' not in bench.agent.vitals.counters()
 
 
 def test_heartbeats_of_its_board_are_handed_on_once_and_completed(bench) -> None:

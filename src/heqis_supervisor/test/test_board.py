@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from msgspec import structs
 
-from heqis_core.control import Kill, ProcessBeat
+from heqis_core.control import Kill, NodeBeat, ProcessBeat
 from heqis_supervisor.board import Watched, start_ticks
 
 BOOT = 'this-boot'
@@ -51,6 +51,13 @@ def test_heartbeats_get_what_the_kernel_says_and_a_count_of_restarts(watched, ch
     again = watched.take(beat(os.getpid(), start_id=6))
     assert (again.restarts, again.proc_start) == (1, start_ticks(os.getpid()))
     assert watched.take(beat(os.getpid(), count=2, start_id=6)).restarts == 1
+
+
+def test_the_start_of_a_node_is_that_of_its_process(watched) -> None:
+    assert watched.start_of('/thinker') == 0
+    for start_id in (5, 6):
+        watched.take(beat(1, start_id=start_id, nodes=(NodeBeat('/thinker', 1),)))
+        assert watched.start_of('/thinker') == start_id
 
 
 def test_heartbeats_of_other_boards_are_not_ours(watched) -> None:

@@ -71,19 +71,21 @@ def test_the_shipped_file_is_good_and_shows_the_programs_defaults(shipped_rules)
         'gateway/gateway',
         'gateway/journal',
         'gateway/dashboard',
+        'gateway/modbus',
         'gateway/supervisor',
         'gateway/agent',
         'compute/compute',
         'compute/agent',
     }
     managed = {rule.name for rule in shipped_rules.nodes.values() if rule.managed}
-    assert managed == {'gateway', 'bridge', 'journal', 'risk_gate', 'compute', 'dashboard'}
+    optional_nodes = {'dashboard', 'modbus'}
+    assert managed == {'gateway', 'bridge', 'journal', 'risk_gate', 'compute'} | optional_nodes
     optional = [key for key, rule in shipped_rules.processes.items() if rule.optional]
-    assert optional == ['gateway/dashboard']
+    assert optional == ['gateway/dashboard', 'gateway/modbus']
     for rule in (*shipped_rules.processes.values(), *shipped_rules.nodes.values()):
         for name, setting in {**PROCESS_SETTINGS, **NODE_SETTINGS}.items():
             value = getattr(rule, f'{name[:-3]}_s' if name.endswith('_ms') else name, None)
-            patient = rule.name == 'dashboard' and name in ('lease_ms', 'hang_ms')
+            patient = rule.name in optional_nodes and name in ('lease_ms', 'hang_ms')
             if name.endswith('_ms') and value is not None and not patient:
                 assert value * 1000 == setting.default, f'{rule.name}: {name}'
     assert shipped_rules.processes['gateway/dashboard'].lease_s == 5
