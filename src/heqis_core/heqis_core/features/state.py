@@ -22,7 +22,7 @@ from heqis_core.features.spec import FeatureSpec
 LAYOUT_VERSION = 2
 """Raised whenever the kernels read the state in another way: an older state is then refused."""
 
-_BLOCK = 256
+_BLOCK = 512
 """Most symbols that go through the features together, while their state is in the cache."""
 _LANES = 32
 """A block has room for a multiple of so many: compiled loops take them in rounds of 32 numbers."""
