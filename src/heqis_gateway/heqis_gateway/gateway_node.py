@@ -160,18 +160,18 @@ class GatewayNode(ManagedNode):
         return self.publish(self._features, frame_to_msg(frame))
 
     def _publish_bars(self, seq: int, block: BarBlock) -> None:
-        assert self._stream is not None
         assert self._history is not None
         # Before it is published: who hears a bar finds in the history all that came before it.
         self._history.append(seq, block)
-        if self._bars.get_subscription_count():
-            settings = self._stream.settings
-            self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))
+        self._say_bars(seq, block)
 
     def _publish_amended(self, seq: int, block: BarBlock) -> None:
-        assert self._stream is not None
         assert self._history is not None
         self._history.amend(seq, block)
+        self._say_bars(seq, block)
+
+    def _say_bars(self, seq: int, block: BarBlock) -> None:
+        assert self._stream is not None
         if self._bars.get_subscription_count():
             settings = self._stream.settings
             self.publish(self._bars, block_to_msg(block, settings.stream, settings.epoch, seq))
@@ -223,7 +223,7 @@ class GatewayNode(ManagedNode):
             )
 
     def _report_group(self, group: SourceGroup) -> None:
-        for name, n in (group.fates | group.readings | group.counts).items():
+        for name, n in (group.fates | group.own_counts | group.counts).items():
             self.set_counter(f'source.{name}', n)
         for name, n in group.restarts.items():
             self.set_counter(f'source.{name}.restarts', n)

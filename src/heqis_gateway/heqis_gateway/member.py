@@ -7,7 +7,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,12 +37,14 @@ class JoinedBars:
             which a source that can be replayed deserves.
         live: whether its event times are of now: then none may lie ahead of the clock, and its
             bars are judged when they come.
+        counters: what the source counts beside its refused bars, as messages that were lost.
     """
 
     feed: Feed
     source: Source
     wait_s: float | None = None
     live: bool = False
+    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

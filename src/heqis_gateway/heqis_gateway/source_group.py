@@ -112,13 +112,14 @@ class SourceGroup:
         return {member.name: member.condition.restarts for member in self._members}
 
     @property
-    def readings(self) -> dict[str, int]:
-        """Return what the sources of readings count themselves, as `source.reason`."""
+    def own_counts(self) -> dict[str, int]:
+        """Return what the sources count themselves, as `source.count`; refused bars are apart."""
         return {
-            f'{one.feed.name}.{reason}': n
+            f'{one.feed.name}.{name}': n
             for one in self._joined
-            if not isinstance(one, JoinedBars)
-            for reason, n in one.source.counts.items()
+            for name, n in (
+                one.counters if isinstance(one, JoinedBars) else one.source.counts
+            ).items()
         }
 
     def open(self, cursor: Cursor | None) -> None:

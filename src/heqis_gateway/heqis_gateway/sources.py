@@ -21,6 +21,8 @@ from heqis_gateway.member import Joined, JoinedBars, JoinedReadings
 from heqis_gateway.source_group import SourceGroup
 
 if TYPE_CHECKING:
+    from heqis_core.io.tushare_client import TushareClient
+    from heqis_core.io.tushare_source import Timetable
     from heqis_core.io.zmq_feed_socket import FeedConfig
 
 _NS_PER_MS = 1_000_000
@@ -107,6 +109,18 @@ class _Tushare(_Named, kw_only=True):
     check_s: float = 300.0
     calls_per_minute: int = 200
 
+    def connect(self) -> TushareClient:
+        """Return a client of the token in the environment."""
+        from heqis_core.io.tushare_client import TushareClient
+
+        return TushareClient.from_environment(per_minute=self.calls_per_minute)
+
+    def timetable(self) -> Timetable:
+        """Return when a day is asked for."""
+        from heqis_core.io.tushare_source import Timetable
+
+        return Timetable(self.start, self.ready, self.check_s)
+
 
 class TushareBars(_Tushare, kw_only=True, tag='tushare'):
     """Daily bars of Tushare Pro as they are published."""
@@ -115,16 +129,9 @@ class TushareBars(_Tushare, kw_only=True, tag='tushare'):
 
     def join(self, folder: Path, log: Log) -> Joined:
         """Make the source; it asks when it is opened."""
-        from heqis_core.io.tushare_client import TushareClient
-        from heqis_core.io.tushare_source import Timetable, TushareSource
+        from heqis_core.io.tushare_source import TushareSource
 
-        per_minute = self.calls_per_minute
-        source = TushareSource(
-            lambda: TushareClient.from_environment(per_minute=per_minute),
-            self.symbols,
-            Timetable(self.start, self.ready, self.check_s),
-            self.endpoint,
-        )
+        source = TushareSource(self.connect, self.symbols, self.timetable(), self.endpoint)
         return JoinedBars(self.feed(source.symbols), source, self.wait_s(_LIVE_WAIT_MS), live=True)
 
 
@@ -136,16 +143,10 @@ class TushareColumns(_Tushare, kw_only=True, tag='tushare_readings'):
 
     def join(self, folder: Path, log: Log) -> Joined:
         """Make the source; it asks when it is opened."""
-        from heqis_core.io.tushare_client import TushareClient
-        from heqis_core.io.tushare_source import Timetable, TushareReadings
+        from heqis_core.io.tushare_source import TushareReadings
 
-        per_minute = self.calls_per_minute
         source = TushareReadings(
-            lambda: TushareClient.from_environment(per_minute=per_minute),
-            self.symbols,
-            Timetable(self.start, self.ready, self.check_s),
-            self.columns,
-            self.endpoint,
+            self.connect, self.symbols, self.timetable(), self.columns, self.endpoint
         )
         return JoinedReadings(self.feed(), source, self.wait_s(_LIVE_WAIT_MS))
 
@@ -202,7 +203,9 @@ class FeedOfBars(_Feed, kw_only=True, tag='feed'):
         from heqis_core.io.zmq_feed import FeedBars
 
         source = FeedBars(self.config(folder), log)
-        return JoinedBars(self.feed(source.symbols), source, self.wait_s(_LIVE_WAIT_MS), live=True)
+        return JoinedBars(
+            self.feed(source.symbols), source, self.wait_s(_LIVE_WAIT_MS), True, source.counters
+        )
 
 
 class FeedOfReadings(_Feed, kw_only=True, tag='feed_readings'):

@@ -97,7 +97,7 @@ def test_a_feed_beside_a_simulator_and_readings_of_a_program_are_joined(tmp_path
                     socket.connect(by_name[name].endpoint)
                     socket.send(msgpack.packb(message(kind, {'event_time_ns': now, **row})))
                 if name == 'notes':
-                    while not group.readings['notes.rows']:
+                    while not group.own_counts['notes.rows']:
                         assert time.monotonic() < deadline_s
                         group.poll(0.02)
             block = None
