@@ -27,6 +27,7 @@ from heqis_bringup import probes
 from heqis_bringup.ament import find_executable, find_prefix
 from heqis_bringup.up import ros2_launch_works
 from heqis_core.errors import ConfigError
+from heqis_core.io.tushare_client import load_token
 
 OK, USED, NOTE, MISSING, BROKEN = 'ok', 'used', 'note', 'missing', 'broken'
 _STYLES = {OK: 'green', USED: 'bold green', NOTE: '', MISSING: 'yellow', BROKEN: 'bold red'}
@@ -284,11 +285,26 @@ def _hardware() -> Iterator[Finding]:
             yield Finding('hardware', name, OK, f'{shown} ({use})')
         else:
             yield Finding('hardware', name, NOTE, f'none here; {use} needs it')
-    for module, use in (('pymodbus', 'Modbus TCP and RTU'), ('gpiod', 'GPIO reset line')):
-        number = _version(module)
-        text = f'{number} ({use})' if number else f'not installed; {use} needs it'
-        fix = '' if number else f'pip install {module}'
-        yield Finding('hardware', module, OK if number else NOTE, text, fix)
+    yield _library('hardware', 'gpiod', 'GPIO reset line')
+
+
+def _sources() -> Iterator[Finding]:
+    yield _library('sources', 'tushare', 'heqis fetch, and Tushare as a live source')
+    yield _library('sources', 'pymodbus', 'Modbus devices, and the Modbus server')
+    yield _library('sources', 'pyserial', 'Modbus over a serial line')
+    try:
+        load_token(os.environ)
+    except ConfigError as error:
+        yield Finding('sources', 'Tushare token', NOTE, str(error))
+    else:
+        yield Finding('sources', 'Tushare token', OK, 'is in the environment, or in its file')
+
+
+def _library(section: str, name: str, use: str) -> Finding:
+    number = _version(name)
+    text = f'{number} ({use})' if number else f'not installed; {use} needs it'
+    fix = '' if number else f'pip install {name}'
+    return Finding(section, name, OK if number else NOTE, text, fix)
 
 
 PROBES: dict[str, Probe] = {
@@ -297,6 +313,7 @@ PROBES: dict[str, Probe] = {
     'HEQIS': _packages,
     'engines': _engines,
     'dashboard': _dashboard,
+    'sources': _sources,
     'ports': _ports,
     'hardware': _hardware,
 }

@@ -183,3 +183,23 @@ def test_the_page_is_looked_at_and_missing_parts_of_it_break_nothing(
 
 def test_the_clock_probe_answers_or_says_that_it_cannot() -> None:
     assert probes.clock_synchronised() in (True, False, None)
+
+
+def test_a_tushare_token_is_said_to_be_there_and_never_shown(tmp_path, monkeypatch) -> None:
+    probe = {'sources': doctor.PROBES['sources']}
+    token = tmp_path / 'token'
+    token.write_text('secret-of-the-account')
+    monkeypatch.delenv('TUSHARE_TOKEN', raising=False)
+    monkeypatch.delenv('TUSHARE_TOKEN_FILE', raising=False)
+
+    def found() -> doctor.Finding:
+        findings = doctor.examine(probe)
+        assert not any('secret-of' in item.detail + item.fix for item in findings)
+        return next(item for item in findings if item.name == 'Tushare token')
+
+    assert found().status == doctor.NOTE
+    monkeypatch.setenv('TUSHARE_TOKEN_FILE', str(token))
+    token.chmod(0o644)
+    assert 'lets others read it' in found().detail
+    token.chmod(0o600)
+    assert found().status == doctor.OK
