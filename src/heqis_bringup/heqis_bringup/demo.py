@@ -34,7 +34,7 @@ from heqis_bringup.demo_setup import (
 from heqis_bringup.launch_file import load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
 from heqis_bringup.table import Screen, plain_line, render
-from heqis_bringup.up import launch_path, stop_signals
+from heqis_bringup.up import check_sources, launch_path, stop_signals
 from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError, HeqisError, JournalError
 from heqis_core.graph_state import GraphState
@@ -203,6 +203,7 @@ class _Demo:
             **extra,
         }
         plan = load_launch(launch_path('all'), given, find_share=find_share)
+        check_sources(plan)
         self.domain = choose_domain(self.args.domain)
         self.namespace = next(p.namespace for p in plan.processes) or '/'
         self.journal = Path(plan.values['journal'])

@@ -21,6 +21,7 @@ from heqis_bringup.launch_file import LaunchPlan, load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
 from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError
+from heqis_gateway.sources import read_sources
 
 TARGETS = ('all', 'gateway', 'compute', 'replay', 'dashboard')
 _PAGE_NEEDS = ('dash', 'plotly', 'fastapi', 'uvicorn', 'websockets')
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe_arguments(plan))
         return 0
     check_bundle(plan)
+    check_sources(plan)
     check_dashboard(plan)
     if not args.runner and ros2_launch_works():
         print(f'heqis up: {target} by ros2 launch', flush=True)
@@ -108,6 +110,27 @@ def check_bundle(plan: LaunchPlan) -> None:
     if not plan.values['bundle']:
         raise ConfigError('no bundle: give bundle:=DIR, the folder that `heqis train` printed')
     Bundle.load(plan.values['bundle'])
+
+
+def check_sources(plan: LaunchPlan) -> None:
+    """Refuse a sources file that no gateway would take, before anything starts.
+
+    Raises ConfigError that names file, line and field, or a channel that the bundle's features
+    read and the file does not join.
+    """
+    if plan.values.get('source') != 'several':
+        return
+    if not plan.values['sources']:
+        raise ConfigError('no sources: give sources:=FILE, as config/sources.example.yaml')
+    path = Path(plan.values['sources'])
+    joined = [rule.name for rule in read_sources(path).channels]
+    spec = Bundle.load(plan.values['bundle']).spec
+    missing = [name for name in spec.channels if name not in joined]
+    if missing:
+        raise ConfigError(
+            f'{path}: the features of the bundle read {", ".join(missing)}; list it under '
+            '`channels:` with the source that says it'
+        )
 
 
 def check_dashboard(plan: LaunchPlan) -> None:

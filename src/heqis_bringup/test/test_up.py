@@ -194,6 +194,20 @@ def test_a_bundle_that_no_node_would_take_is_refused_before_anything_starts(
     assert str(tmp_path) in capsys.readouterr().err
 
 
+def test_a_sources_file_that_no_gateway_would_take_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ['up', 'gateway', f'bundle:={bundle(tmp_path)}', 'source:=several']
+    assert main(words) == 2
+    assert 'give sources:=FILE' in capsys.readouterr().err
+    file = tmp_path / 'sources.yaml'
+    file.write_text('sources:\n- {name: a, kind: flie}\n')
+    assert main([*words, f'sources:={file}']) == 2
+    said = capsys.readouterr().err
+    assert f'{file}:2: sources[0].kind: Invalid value' in said
+    assert 'expected one of' in said
+
+
 def test_a_second_graph_in_the_same_folder_is_refused_and_another_folder_is_free(
     tmp_path: Path,
 ) -> None:

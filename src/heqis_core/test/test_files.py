@@ -391,3 +391,11 @@ def test_a_channel_that_no_file_has_is_named(tmp_path: Path) -> None:
     (tmp_path / 'A.csv').write_text('date,open,high,low,close\n2024-01-02,1,1,1,1\n')
     with pytest.raises(DataError, match="no column 'turnover_rate'"):
         load_bars(tmp_path, channels=['turnover_rate'])
+
+
+def test_a_channel_of_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / 'A.csv').write_text(
+        'date,open,high,low,close,state\n2024-01-02,1,1,1,1,VALID\n2024-01-03,1,1,1,1,VALID\n'
+    )
+    with pytest.raises(DataError, match="'state' holds no number in any of its 2 cells"):
+        load_bars(tmp_path, channels=['state'])

@@ -312,3 +312,18 @@ def test_without_a_limit_every_price_is_filled(reference: int, price: int) -> No
     assert can_sell(price, low, high)
     assert not is_sealed_up(price, high)
     assert not is_sealed_down(price, low)
+
+
+@pytest.mark.parametrize(
+    ('given', 'words'),
+    [
+        ({'reference_ticks': 10**17}, 'expected at most'),
+        ({'days_listed': -1}, 'days_listed: -1'),
+        ({'day': '2024-01-03'}, 'expected a datetime.date'),
+    ],
+)
+def test_what_can_be_no_price_age_or_day_is_refused(given, words) -> None:
+    sound = {'reference_ticks': 1000, 'day': date(2024, 1, 3)}
+    sound |= {'exchange': Exchange.SSE, 'board': Board.MAIN}
+    with pytest.raises(DataError, match=words):
+        price_limits(**(sound | given))

@@ -211,7 +211,7 @@ def test_rows_of_unknown_symbols_and_impossible_times_are_counted_and_told_once(
         take(feed, 1)
         assert (feed.counts['unknown_symbols'], feed.counts['bad_times']) == (2, 3)
         assert len(errors) == 2
-        assert "symbol 'X' is not one of those configured" in errors[0]
+        assert f"'X' at event_time_ns {T0}: is not one of those configured" in errors[0]
         assert 'is not between 1970 and 60 s after now' in errors[1]
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from heqis_core.align import ALWAYS_NS, Channel, Feed
 from heqis_core.errors import ConfigError, LinkError
-from heqis_core.io.quarantine import Quarantine
+from heqis_core.io.quarantine import Quarantine, QuarantineRow
 from heqis_core.io.yaml_struct import load_struct
 from heqis_core.source import SourceConfig, open_source
 from heqis_gateway.member import Joined, JoinedBars, JoinedReadings
@@ -23,12 +23,13 @@ from heqis_gateway.source_group import SourceGroup
 if TYPE_CHECKING:
     from heqis_core.io.tushare_client import TushareClient
     from heqis_core.io.tushare_source import Timetable
-    from heqis_core.io.zmq_feed_socket import FeedConfig
+    from heqis_core.io.zmq_feed_socket import FeedConfig, OnRefused
 
 _NS_PER_MS = 1_000_000
 _LIVE_WAIT_MS = 2_000
 
 Log = Callable[[str], None]
+Keep = Callable[[QuarantineRow], None]
 
 
 class _Named(Struct, kw_only=True, forbid_unknown_fields=True, tag_field='kind'):
@@ -66,7 +67,7 @@ class FileBars(_Named, kw_only=True, tag='file'):
     timezone: str = 'Asia/Shanghai'
     close_time: str = '15:00'
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Load the file."""
         config = SourceConfig(
             'file',
@@ -87,7 +88,7 @@ class SimulatedBars(_Named, kw_only=True, tag='simulator'):
     start_date: str = '2021-01-04'
     limit: int = 0
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Make the simulator."""
         config = SourceConfig(
             'simulator',
@@ -127,7 +128,7 @@ class TushareBars(_Tushare, kw_only=True, tag='tushare'):
 
     endpoint: Literal['daily', 'fund_daily', 'index_daily'] = 'daily'
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Make the source; it asks when it is opened."""
         from heqis_core.io.tushare_source import TushareSource
 
@@ -141,7 +142,7 @@ class TushareColumns(_Tushare, kw_only=True, tag='tushare_readings'):
     columns: list[str]
     endpoint: Literal['daily_basic', 'adj_factor', 'stk_limit'] = 'daily_basic'
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Make the source; it asks when it is opened."""
         from heqis_core.io.tushare_source import TushareReadings
 
@@ -156,7 +157,7 @@ class ModbusChannels(_Named, kw_only=True, tag='modbus'):
 
     map: str
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Read the map; the connection is made when it is opened."""
         from heqis_core.io.modbus_map_file import load_map
         from heqis_core.io.modbus_source import ModbusSource
@@ -194,15 +195,19 @@ class _Feed(_Named, kw_only=True):
             security=optional_security(*(str(folder / key) if key else '' for key in keys)),
         )
 
+    def refuser(self, keep: Keep) -> OnRefused:
+        """Return what keeps the rows that the feed does not use."""
+        return lambda *row: keep(QuarantineRow(self.name, *row))
+
 
 class FeedOfBars(_Feed, kw_only=True, tag='feed'):
     """Bars that a program sends over ZeroMQ (docs/feed.md)."""
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Make the source; it listens when it is opened."""
         from heqis_core.io.zmq_feed import FeedBars
 
-        source = FeedBars(self.config(folder), log)
+        source = FeedBars(self.config(folder), log, self.refuser(keep))
         return JoinedBars(
             self.feed(source.symbols), source, self.wait_s(_LIVE_WAIT_MS), True, source.counters
         )
@@ -211,11 +216,11 @@ class FeedOfBars(_Feed, kw_only=True, tag='feed'):
 class FeedOfReadings(_Feed, kw_only=True, tag='feed_readings'):
     """Readings and ticks that a program sends over ZeroMQ (docs/feed.md)."""
 
-    def join(self, folder: Path, log: Log) -> Joined:
+    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
         """Make the source; it listens when it is opened."""
         from heqis_core.io.zmq_feed import FeedReadings
 
-        source = FeedReadings(self.config(folder), log)
+        source = FeedReadings(self.config(folder), log, self.refuser(keep))
         return JoinedReadings(self.feed(), source, self.wait_s(0))
 
 
@@ -257,6 +262,14 @@ class SourcesFile(Struct, kw_only=True, forbid_unknown_fields=True):
     amend_blocks: int = 1
 
 
+def read_sources(path: Path) -> SourcesFile:
+    """Return a sources file; raise ConfigError that names file, line and field."""
+    file = load_struct(path, SourcesFile)
+    if not 1 <= file.amend_blocks <= 64:
+        raise ConfigError(f'{path}: amend_blocks = {file.amend_blocks}; expected 1 to 64')
+    return file
+
+
 def open_group(path: str | Path, quarantine: Path | str = '', log: Log = print) -> SourceGroup:
     """Return the sources that a file names as one, not yet opened.
 
@@ -268,16 +281,16 @@ def open_group(path: str | Path, quarantine: Path | str = '', log: Log = print) 
     Raises ConfigError or DataError that names the file, and the line or the source.
     """
     path = Path(path)
-    file = load_struct(path, SourcesFile)
-    if not 1 <= file.amend_blocks <= 64:
-        raise ConfigError(f'{path}: amend_blocks = {file.amend_blocks}; expected 1 to 64')
+    file = read_sources(path)
+    kept = Quarantine(quarantine) if quarantine else None
+    keep: Keep = kept.keep if kept else lambda _row: None
     try:
-        joined = [source.join(path.parent, log) for source in file.sources]
+        joined = [source.join(path.parent, log, keep) for source in file.sources]
         return SourceGroup(
             joined,
             [_channel(rule) for rule in file.channels],
             amend=file.amend_blocks if file.late == 'amend' else 0,
-            quarantine=Quarantine(quarantine) if quarantine else None,
+            quarantine=kept,
             log=log,
         )
     except (ConfigError, LinkError) as error:

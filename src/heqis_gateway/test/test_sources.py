@@ -15,6 +15,7 @@ import zmq
 from heqis_core.bars import BarStatus
 from heqis_core.errors import ConfigError, DataError
 from heqis_core.source import EndOfStream
+from heqis_core.testing import wait_until
 from heqis_gateway.sources import open_group
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -111,6 +112,47 @@ def test_a_feed_beside_a_simulator_and_readings_of_a_program_are_joined(tmp_path
     assert block.extra.tolist() == [[0.5]]
 
 
+def test_rows_that_a_feed_does_not_use_are_told_once_and_kept(tmp_path) -> None:
+    """Late rows, an unknown symbol, a wrong clock and lost messages of one producer."""
+    file = write(
+        tmp_path,
+        'sources:\n- {name: desk, kind: feed, endpoint: "tcp://127.0.0.1:0", symbols: [IF]}\n',
+    )
+    said: list[str] = []
+    kept = tmp_path / 'quarantine.csv'
+    group = open_group(file, kept, said.append)
+    group.open(None)
+    now = time.time_ns() - 10**9
+    prices = dict(open=1.0, high=2.0, low=0.5, close=1.5)
+    rows = [
+        {'symbol': 'IF', 'event_time_ns': now, **prices},
+        {'symbol': 'IF', 'event_time_ns': now - 10**12, **prices},
+        {'symbol': 'ZZZ', 'event_time_ns': now, **prices},
+        {'symbol': 'IF', 'event_time_ns': now + 10**13, **prices},
+        {'symbol': 'IF', 'event_time_ns': now + 10**8, **prices},
+    ]
+    try:
+        source = group._joined[0].source
+        wait_until(lambda: not source.endpoint.endswith(':0'), DEADLINE_S)
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.connect(source.endpoint)
+            for seq, row in zip((0, 1, 2, 3, 9), rows, strict=True):
+                socket.send(msgpack.packb({**message('bars', row), 'seq': seq}))
+                if seq == 0:
+                    block = None
+                    while block is None:
+                        block = group.poll(0.1)
+            wait_until(lambda: group.poll(0.05) is not None, DEADLINE_S)
+    finally:
+        group.close()
+    assert group.own_counts['desk.lost_messages'] == 5
+    assert group.counts == {'desk.late_rows': 1, 'desk.unknown_symbols': 1, 'desk.bad_times': 1}
+    reasons = [line.split(',')[3] for line in kept.read_text().splitlines()[1:]]
+    assert reasons == ['late_rows', 'unknown_symbols', 'bad_times']
+    for words in ('has gone out', 'not one of those configured', 'after now', 'seq 9 came'):
+        assert sum(words in line for line in said) == 1, (words, said)
+
+
 def message(kind: str, row: dict[str, object]) -> dict[str, object]:
     head = {'version': 1, 'kind': kind, 'producer': 'test', 'epoch': 1, 'seq': 0}
     return {**head, 'rows': [row]}
@@ -120,7 +162,10 @@ def message(kind: str, row: dict[str, object]) -> dict[str, object]:
     ('text', 'words'),
     [
         ('sources: []\n', 'none gives bars'),
-        ('sources:\n- {name: a, kind: fax}\n', "2: sources[0].kind: Invalid value 'fax'"),
+        (
+            'sources:\n- {name: a, kind: fax}\n',
+            "2: sources[0].kind: Invalid value 'fax'; expected one of file",
+        ),
         ('sources:\n- {name: a, kind: file}\n', '2: sources[0]: Object missing required field'),
         (
             'sources:\n- {name: a, kind: simulator, seed: x}\n',
@@ -128,7 +173,7 @@ def message(kind: str, row: dict[str, object]) -> dict[str, object]:
         ),
         (
             'sources:\n- {name: a, kind: simulator, sede: 1}\n',
-            'unknown field `sede`',
+            'unknown field `sede`; expected one of kind, name, wait_ms, lateness_ms, symbols',
         ),
         (
             'sources:\n- {name: a, kind: simulator}\n- {name: a, kind: simulator, symbols: [X]}\n',

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from heqis_core.bars import VOLUME, BarStatus, BarTable
 from heqis_core.bundle import Bundle, write_bundle
+from heqis_core.errors import DataError
 from heqis_core.features.spec import FeatureSpec, default_spec
 from heqis_core.features.state import FeatureState
 from heqis_core.io.ort_engine import OrtEngine
@@ -182,6 +183,7 @@ class _Run:
         raw = FeatureState(self.spec, len(table.symbols), table.channels).batch(
             table.values, table.status, table.event_time_ns, table.extra
         )
+        self._refuse_empty(raw)
         whole = (self.table.status == BarStatus.VALID) & np.isfinite(raw).all(axis=2)
         training_rows = raw[: self.split.validation_from][whole[: self.split.validation_from]]
         status = np.where(whole, np.uint8(BarStatus.VALID), np.uint8(BarStatus.WARMING))
@@ -305,6 +307,22 @@ class _Run:
             np.concatenate([part['log_return'] for part in parts]),
             np.concatenate([part['probabilities'] for part in parts]),
         )
+
+    def _refuse_empty(self, raw: npt.NDArray[np.float64]) -> None:
+        """Raise DataError for features that no bar has although there are bars enough for them."""
+        valid = self.table.status == BarStatus.VALID
+        longest = int(valid.sum(axis=0).max(initial=0))
+        never = [
+            column.name
+            for k, column in enumerate(self.spec.outputs)
+            if column.warm_up < longest and not np.isfinite(raw[valid][:, k]).any()
+        ]
+        if never:
+            raise DataError(
+                f'no bar has a value of {", ".join(never[:6])}{" …" if len(never) > 6 else ""}: '
+                'a cross-section needs `min_symbols` symbols at once, turnover and channels '
+                'need their column; leave these features out, or bring the data'
+            )
 
     def _require(self, training: Samples, validation: Samples) -> None:
         config = self.config

@@ -299,3 +299,10 @@ def judge(bundle: Bundle, table: BarTable) -> tuple[np.ndarray, np.ndarray]:
         )
         actions.append(decider.decide(frame)[0].action)
     return np.array(actions), table.event_time_ns
+
+
+def test_features_that_no_bar_has_are_named(tmp_path):
+    """One symbol alone has no cross-section, however many bars there are."""
+    spec = FeatureSpec((FeatureItem('return'), FeatureItem('xs_rank', of='return_1')))
+    with pytest.raises(DataError, match='no bar has a value of xs_rank_of_return_1'):
+        run_training(tables.simulate(1, 400, 1), tmp_path, TrainingConfig(), spec)

@@ -279,6 +279,12 @@ def _channels(
         empty = [np.full(len(rows.lines), np.nan) for rows in loaded]
         parts = [rows.extras.get(name, none) for rows, none in zip(loaded, empty, strict=True)]
         found[name] = np.concatenate(parts)
+        unread = sum(rows.unread.get(name, 0) for rows in loaded)
+        if unread and not np.isfinite(found[name]).any():
+            raise DataError(
+                f"{path}: the column '{name}' holds no number in any of its {unread} cells; "
+                'a channel is a column of numbers'
+            )
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,9 @@ class QuarantineRow(NamedTuple):
 
 
 class Quarantine:
-    """Append refused rows to a file; when it is full it becomes FILE.1, and a new one begins.
+    """Append refused rows to a file, from any thread.
+
+    When it is full it becomes FILE.1, and a new one begins.
 
     Args:
         path: the CSV file; its folder is made.
@@ -34,11 +37,16 @@ class Quarantine:
         self._path = Path(path)
         self._max_bytes = max_bytes
         self.kept = 0
+        self._lock = threading.Lock()
         self.failed = 0
         """Rows that could not be written (they are counted by reason all the same)."""
 
     def keep(self, row: QuarantineRow) -> None:
         """Write one row; a file that cannot be written is said once and counted, not raised."""
+        with self._lock:
+            self._keep(row)
+
+    def _keep(self, row: QuarantineRow) -> None:
         try:
             self._append(row)
         except OSError as error:

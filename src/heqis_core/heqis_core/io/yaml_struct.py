@@ -41,7 +41,10 @@ def load_struct(path: str | Path, kind: type[_T]) -> _T:
         found = _WHERE.match(str(error))
         problem, where = (found['problem'], found['path'] or '') if found else (str(error), '')
         at = f'{where.lstrip(".")}: ' if where else ''
-        raise ConfigError(f'{path}:{_line(root, where)}: {at}{problem}') from error
+        known = _known(msgspec.inspect.type_info(kind), plain, where)
+        told = 'unknown field' in problem or 'Invalid value' in problem
+        more = f'; expected one of {", ".join(known)}' if known and told else ''
+        raise ConfigError(f'{path}:{_line(root, where)}: {at}{problem}{more}') from error
 
 
 def _line(node: Any, path: str) -> int:
@@ -53,3 +56,29 @@ def _line(node: Any, path: str) -> int:
             below = [value for key, value in node.value if key.value == step['key']]
             node = below[0] if below else node
     return 1 if node is None else int(node.start_mark.line) + 1
+
+
+def _known(kind: Any, plain: Any, path: str) -> list[str]:
+    """Return what may stand at a path: the fields of an object, or the tags that tell it apart."""
+    for step in _STEP.finditer(path):
+        if step['index'] is not None:
+            kind, plain = getattr(kind, 'item_type', None), plain[int(step['index'])]
+            continue
+        options = [one for one in getattr(kind, 'types', (kind,)) if hasattr(one, 'tag_field')]
+        if step['key'] in {one.tag_field for one in options}:
+            return [one.tag for one in options]
+        fields = getattr(_chosen(kind, plain), 'fields', ())
+        kind = next((one.type for one in fields if one.encode_name == step['key']), None)
+        plain = plain.get(step['key'])
+    chosen = _chosen(kind, plain)
+    tags = [chosen.tag_field] if getattr(chosen, 'tag_field', None) else []
+    return tags + [one.encode_name for one in getattr(chosen, 'fields', ())]
+
+
+def _chosen(kind: Any, plain: Any) -> Any:
+    """Return the struct that an object is, of those that it may be."""
+    for one in getattr(kind, 'types', (kind,)):
+        tag_field = getattr(one, 'tag_field', None)
+        if tag_field is None or plain.get(tag_field) == one.tag:
+            return one
+    return None

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from heqis_core.bars import BAR_FIELDS, BarBlock, BarStatus
 from heqis_core.errors import ConfigError, DataError
 from heqis_core.io.zmq_feed_format import BarRow, Bars, Readings, Ticks
-from heqis_core.io.zmq_feed_socket import FeedConfig, FeedSocket, OnError
+from heqis_core.io.zmq_feed_socket import FeedConfig, FeedSocket, OnError, OnRefused
 from heqis_core.readings import NEVER_NS, Reading
 from heqis_core.source import Cursor
 
@@ -57,14 +57,20 @@ class FeedBars:
     total: int | None = None
     channels: tuple[str, ...] = ()
 
-    def __init__(self, config: FeedConfig, on_error: OnError | None = None) -> None:
-        """Check the configuration; `on_error` gets each kind of fault once, as one line.
+    def __init__(
+        self,
+        config: FeedConfig,
+        on_error: OnError | None = None,
+        on_refused: OnRefused | None = None,
+    ) -> None:
+        """Check the configuration.
 
-        Raises ConfigError or LinkError that names what is wrong.
+        `on_error` gets each kind of fault once, as one line; `on_refused` every row that is not
+        used. Raises ConfigError or LinkError that names what is wrong.
         """
         if not config.symbols:
             raise ConfigError('symbols: none given; a feed of bars needs its symbols beforehand')
-        self._feed = FeedSocket(config, on_error)
+        self._feed = FeedSocket(config, on_error, on_refused)
         self.symbols = config.symbols
         self.counts = self._feed.refused
         """Rows that did not make it into a block, by reason."""
@@ -147,7 +153,7 @@ class FeedBars:
         while backlog.rows and len(self._pending) <= MOST_PENDING:
             row = backlog.rows.popleft()
             if row.event_time_ns <= self._last_ns:
-                self.counts['late_rows'] += 1
+                self._feed.refuse(row, 'late_rows', 'its block has gone out')
             else:
                 self._put(row)
         if backlog.complete:
@@ -196,9 +202,14 @@ class FeedReadings:
     complete_ns = NEVER_NS
     """A producer may always send an older one."""
 
-    def __init__(self, config: FeedConfig, on_error: OnError | None = None) -> None:
-        """Check the configuration; raises as `FeedBars`."""
-        self._feed = FeedSocket(config, on_error)
+    def __init__(
+        self,
+        config: FeedConfig,
+        on_error: OnError | None = None,
+        on_refused: OnRefused | None = None,
+    ) -> None:
+        """Check the configuration; what is told and raised is as with `FeedBars`."""
+        self._feed = FeedSocket(config, on_error, on_refused)
         # One dictionary: whoever reads a source of readings looks at `counts` alone.
         self.counts = self._feed.counters
         self.counts.update(self._feed.refused, readings=0, bad_values=0)

@@ -34,6 +34,8 @@ _COUNTS = (
 )
 _REFUSED = ('unknown_symbols', 'bad_times')
 OnError = Callable[[str], None]
+OnRefused = Callable[[str, int, str, str, float], None]
+"""Gets symbol, event time, reason, field and value of a row that is not used."""
 _Row = TypeVar('_Row', BarRow, ReadingRow, TickRow)
 
 
@@ -73,7 +75,9 @@ class _Subscriber(Channel):
 class FeedSocket:
     """The socket of a feed, and what is known of those who send."""
 
-    def __init__(self, config: FeedConfig, on_error: OnError | None) -> None:
+    def __init__(
+        self, config: FeedConfig, on_error: OnError | None, on_refused: OnRefused | None
+    ) -> None:
         check_endpoints([config.endpoint], config.security)
         if config.pattern not in _KINDS:
             raise ConfigError(f'pattern: {config.pattern!r}; expected {" or ".join(_KINDS)}')
@@ -86,6 +90,7 @@ class FeedSocket:
         self.last_error = ''
         self.closed = threading.Event()
         self._on_error = on_error
+        self._on_refused = on_refused
         self._symbols = frozenset(config.symbols)
         self._told: set[str] = set()
         self._producers: dict[str, tuple[int, int]] = {}
@@ -161,18 +166,31 @@ class FeedSocket:
         self.counters['rows'] += len(found)
         for row in found:
             if symbols and row.symbol not in symbols:
-                self.refused['unknown_symbols'] += 1
-                self.tell('symbol', f'symbol {row.symbol[:32]!r} is not one of those configured')
+                self.refuse(row, 'unknown_symbols', 'is not one of those configured')
             elif not 0 < row.event_time_ns <= latest_ns:
-                self.refused['bad_times'] += 1
-                self.tell(
-                    'time',
-                    f'event_time_ns {row.event_time_ns} of {row.symbol[:32]!r} is not between '
-                    f'1970 and {self.config.max_ahead_s:g} s after now (ns UTC)',
+                self.refuse(
+                    row,
+                    'bad_times',
+                    f'is not between 1970 and {self.config.max_ahead_s:g} s after now (ns UTC)',
                 )
             else:
                 good.append(row)
         return good
+
+    def refuse(self, row: BarRow | ReadingRow | TickRow, reason: str, why: str) -> None:
+        """Count a row that is not used, say so if it is the first of its kind, and keep it."""
+        self.refused[reason] += 1
+        when_ns, symbol = row.event_time_ns, row.symbol[:32]
+        self.tell(reason, f'{symbol!r} at event_time_ns {when_ns}: {why}')
+        if self._on_refused is not None:
+            if isinstance(row, BarRow):
+                field, value = 'close', row.close
+            elif isinstance(row, ReadingRow):
+                field, value = row.channel[:32], row.value
+            else:
+                field, value = 'price', row.price
+            number = math.nan if value is None else value
+            self._on_refused(symbol, when_ns, reason, field, number)
 
     def tell(self, kind: str, reason: str) -> None:
         """Keep a fault, and say it if it is the first of its kind."""
@@ -193,7 +211,10 @@ class FeedSocket:
             restarted = known[0] != message.epoch
             self.counters['producer_restarts'] += restarted
             expected = 0 if restarted else known[1] + 1
-            self.counters['lost_messages'] += max(0, message.seq - expected)
+            if message.seq > expected:
+                self.counters['lost_messages'] += message.seq - expected
+                producer = message.producer[:32]
+                self.tell('lost', f'{producer!r}: seq {message.seq} came, {expected} was next')
         # The least recently heard goes first.
         self._producers[message.producer] = message.epoch, message.seq
         if len(self._producers) > _MOST_PRODUCERS:

@@ -33,6 +33,8 @@ _FREE = -1
 _NO_RULE = -2
 _ALWAYS = NO_HIGH
 _LISTING_DAYS = 5
+_MOST_TICKS = 10**12
+"""Above it the arithmetic of limits could overflow; no price comes near it."""
 
 
 class LimitRule(NamedTuple):
@@ -176,7 +178,8 @@ def price_limits(
 
     Where there is no limit they are `NO_LOW` and `NO_HIGH`. Where the reference price is unknown
     (below one tick) they are the other way round, so no price is within them. Raise DataError if
-    a symbol's board had no rules yet on that day, or is none that has limits.
+    a symbol's board had no rules yet on that day, or is none that has limits; if a reference
+    price is more than any price can be, or an age is negative; and if the day is no `date`.
 
     Args:
         reference_ticks: ex-right reference price (`pre_close`), on a listing day the issue price.
@@ -189,7 +192,15 @@ def price_limits(
     reference = np.asarray(reference_ticks, np.int64)
     states = np.asarray(status, np.intp)
     age = np.asarray(days_listed, np.intp)
-    age = np.where((age < 0) | (age > _LISTING_DAYS), 0, age)
+    if type(day) is not date:
+        raise DataError(f'day: {day!r}; expected a datetime.date')
+    if (reference > _MOST_TICKS).any():
+        raise DataError(
+            f'reference price of {int(reference.max())} ticks; expected at most {_MOST_TICKS}'
+        )
+    if (age < 0).any():
+        raise DataError(f'days_listed: {int(age.min())}; expected 0 or more trading days')
+    age = np.where(age > _LISTING_DAYS, 0, age)
     age = np.where(states == Status.NEW, 1, np.where(states == Status.EARLY, 2, age))
     cells = (np.asarray(exchange, np.intp) * _SHAPE[1] + np.asarray(board, np.intp)) * _SHAPE[2]
     cells = np.asarray((cells + states) * _SHAPE[3] + age)

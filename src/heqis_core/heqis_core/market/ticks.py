@@ -43,7 +43,7 @@ def to_ticks(prices: npt.ArrayLike, tick: float = TICK) -> npt.NDArray[np.int64]
     if wrong.any():
         raise DataError(
             f'price {float(values[wrong].flat[0])!r} is on no tick of {tick:g}: '
-            'use raw prices, not adjusted ones'
+            'use raw prices, not adjusted ones, and the tick of the board (`tick_of`)'
         )
     return ticks.astype(np.int64)
 
