@@ -399,3 +399,10 @@ def test_a_channel_of_text_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="'state' holds no number in any of its 2 cells"):
         load_bars(tmp_path, channels=['state'])
+
+
+def test_a_channel_that_may_be_missing_is_taken_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / 'A.csv').write_text('date,open,high,low,close,rate\n2024-01-02,1,1,1,1,0.5\n')
+    table, _ = load_bars(tmp_path, optional_channels=['rate', 'other'])
+    assert table.channels == ('rate',)
+    np.testing.assert_equal(table.extra, [[[0.5]]])

@@ -38,6 +38,7 @@ from heqis_core.features.state import FeatureState
 from heqis_core.io.files import load_bars
 
 FACTOR = 'adj_factor'
+TURNOVER = 'turnover_rate'
 """The channel by which `--adjust hfq` multiplies prices."""
 
 _CHUNK_NUMBERS = 1 << 22
@@ -108,13 +109,18 @@ def run(args: argparse.Namespace) -> int:
     if args.adjust == 'hfq' and FACTOR not in channels:
         channels.append(FACTOR)
     table, report = load_bars(
-        bars, tz=args.tz, close_time=args.close_time, min_rows=0, channels=channels
+        bars,
+        tz=args.tz,
+        close_time=args.close_time,
+        min_rows=0,
+        channels=channels,
+        optional_channels=full_spec(channels=(TURNOVER,)).channels if given is None else (),
     )
     if args.symbols is not None:
         table = table.select(_symbols(args.symbols))
     if args.adjust == 'hfq':
         table = to_hfq(table)
-    spec = given or full_spec(table.has_volume)
+    spec = given or full_spec(table.has_volume, table.channels)
     state = FeatureState(spec, len(table.symbols), table.channels)
     chunk = max(1, _CHUNK_NUMBERS // (len(table.symbols) * len(spec.names)))
     filled = np.zeros(len(spec.names), np.bool_)

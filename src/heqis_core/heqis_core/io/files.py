@@ -68,6 +68,7 @@ def load_bars(
     min_rows: int = 1,
     quarantine: Path | None = None,
     channels: Sequence[str] = (),
+    optional_channels: Sequence[str] = (),
 ) -> tuple[BarTable, CleaningReport]:
     """Load CSV or Parquet, a file or all of a folder, into one table aligned on event times.
 
@@ -88,6 +89,7 @@ def load_bars(
         channels: further columns of numbers to take along, such as `turnover_rate`. A file that
             lacks one says nothing of it; a cell that is no number counts as empty, and in the
             report's `unread`.
+        optional_channels: the same, if any file has them; they follow the others.
 
     Returns:
         The table (prices as in the file, volume in shares, amount in CNY) and the report.
@@ -101,7 +103,8 @@ def load_bars(
         raise DataError('path: empty; expected a CSV or Parquet file, or a folder of them')
     parser = TimeParser(tz, close_time)
     names: dict[str, int] = {}
-    extras = {name: EXTRAS.get(name, (name,)) for name in channels}
+    wanted = [*channels, *(name for name in optional_channels if name not in channels)]
+    extras = {name: EXTRAS.get(name, (name,)) for name in wanted}
     files = list_files(Path(path))
     loaded = [read_file(file, parser, names, extras=extras) for file in files]
     judged = judge(loaded, parser, len(names))
@@ -109,7 +112,9 @@ def load_bars(
     if quarantine is not None:
         write_rows(Path(quarantine), RejectedRow._fields, report.rejected)
     _refuse_hopeless(loaded, judged, report)
-    table = _align(judged, list(names), _channels(loaded, channels, Path(path)))
+    there = {name for rows in loaded for name in rows.extras}
+    taken = [name for name in wanted if name in channels or name in there]
+    table = _align(judged, list(names), _channels(loaded, taken, Path(path)))
     for rows in loaded:
         for name, n in rows.unread.items():
             report.unread[name] = report.unread.get(name, 0) + n
