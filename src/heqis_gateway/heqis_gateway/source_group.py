@@ -14,11 +14,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from heqis_core.align import ALWAYS_NS, KEPT_APART, Aligner, Channel
 from heqis_core.bars import BarBlock
 from heqis_core.clean import clean_block
 from heqis_core.errors import DataError
 from heqis_core.io.quarantine import Quarantine, QuarantineRow
+from heqis_core.readings import Reading
 from heqis_core.source import Cursor, EndOfStream
 from heqis_gateway.member import Joined, JoinedBars, Member
 
@@ -218,6 +221,7 @@ class SourceGroup:
             # What is refused never comes out: its cursor may be passed with the next block.
             refused = block.event_time_ns > not_after_ns
             self._ahead[name].append((0 if refused else block.event_time_ns, item.cursor))
+            self._aligner.put_readings(name, _readings(block), not_after_ns)
             self._aligner.put_block(name, block, not_after_ns)
         else:
             self._aligner.put_readings(name, item.given, not_after_ns)
@@ -270,3 +274,14 @@ class SourceGroup:
     def _keep(self, row: QuarantineRow) -> None:
         if self._quarantine is not None:
             self._quarantine.keep(row)
+
+
+def _readings(block: BarBlock) -> list[Reading]:
+    """Return what a source of bars says beside them, as readings of the same event time."""
+    if block.extra is None:
+        return []
+    said = np.argwhere(np.isfinite(block.extra)).tolist()
+    return [
+        Reading(block.event_time_ns, block.symbols[s], block.channels[c], float(block.extra[c, s]))
+        for c, s in said
+    ]

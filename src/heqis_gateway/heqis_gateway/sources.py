@@ -60,10 +60,14 @@ class _Named(Struct, kw_only=True, forbid_unknown_fields=True, tag_field='kind')
 
 
 class FileBars(_Named, kw_only=True, tag='file'):
-    """Bars of a CSV or Parquet file, or of a folder of them: see `load_bars`."""
+    """Bars of a CSV or Parquet file, or of a folder of them: see `load_bars`.
+
+    `columns` are further columns of it, which `channels` may join.
+    """
 
     path: str
     symbols: list[str] = []
+    columns: list[str] = []
     timezone: str = 'Asia/Shanghai'
     close_time: str = '15:00'
 
@@ -75,6 +79,7 @@ class FileBars(_Named, kw_only=True, tag='file'):
             self.symbols or 0,
             tz=self.timezone,
             close_time=self.close_time,
+            channels=self.columns,
         )
         source = open_source(config)
         return JoinedBars(self.feed(source.symbols), source, self.wait_s(-1))

@@ -71,6 +71,21 @@ def test_two_files_become_one_stream(tmp_path) -> None:
     assert status.tolist() == [[valid, no], [valid, valid], [no, valid], [valid, valid]]
 
 
+def test_a_column_of_a_file_is_joined_as_of_its_day(tmp_path) -> None:
+    """The second day lacks the column; a tolerance of nothing makes it missing there."""
+    head = CSV.rstrip() + ',turnover_rate\n'
+    rows = ['AAA,2024-01-02,1,1,1,1,5,0.5\n', 'AAA,2024-01-03,1,1,1,1,5,\n']
+    write(tmp_path, head + ''.join(rows), 'a.csv')
+    for tolerance, expected in ((0, float('nan')), (86_400_000, 0.5)):
+        file = write(
+            tmp_path,
+            'sources:\n- {name: a, kind: file, path: a.csv, columns: [turnover_rate]}\n'
+            f'channels:\n- {{name: turnover_rate, source: a, tolerance_ms: {tolerance}}}\n',
+        )
+        blocks = read_all(open_group(file))
+        np.testing.assert_equal([block.extra[0, 0] for block in blocks], [0.5, expected])
+
+
 def test_a_feed_beside_a_simulator_and_readings_of_a_program_are_joined(tmp_path) -> None:
     """Bars and readings come over a socket from a program that knows pyzmq and msgpack alone."""
     file = write(

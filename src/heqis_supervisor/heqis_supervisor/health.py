@@ -104,6 +104,10 @@ def _node(rule: NodeRule, rules: Rules, state: State) -> Health:
         'pending': str(mind.pending),
         'progress': str(mind.progress),
     }
+    nodes = process.beat.nodes if process.beat is not None else ()
+    for node in nodes:
+        if node.name == mind.full_name:
+            values.update({f'counter.{name}': str(n) for name, n in node.counters.items()})
     causes = root_causes(rule.name, rules, state)
     if causes:
         values['root_cause'] = ', '.join(causes)

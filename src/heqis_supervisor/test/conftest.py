@@ -52,6 +52,7 @@ class SimNode:
     progress: int = 0
     pending: int = 0
     info: str = ''
+    counters: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -221,7 +222,9 @@ class World:
     def _process_beat(self, process: SimProcess) -> ProcessBeat:
         board, _, name = process.key.partition('/')
         nodes = tuple(
-            NodeBeat(n.name, int(n.state), n.spin, n.progress, n.pending, info=n.info)
+            NodeBeat(
+                n.name, int(n.state), n.spin, n.progress, n.pending, n.counters, info=n.info
+            )
             for n in process.nodes
         )
         return ProcessBeat(

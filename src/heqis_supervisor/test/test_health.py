@@ -46,6 +46,13 @@ def test_every_board_process_and_node_has_a_part(world) -> None:
     assert found['node/compute'].board == 'compute'
 
 
+def test_what_a_node_counts_is_in_its_diagnostics(world) -> None:
+    world.node('gateway').counters['source.desk.late'] = 3
+    up(world)
+    assert parts(world)['node/gateway'].values['counter.source.desk.late'] == '3'
+    assert not any('late' in name for name in parts(world)['node/compute'].values)
+
+
 @pytest.mark.parametrize('fault', ['die', 'stop', 'hang', 'fall', 'finalize', 'stuck', 'cut'])
 def test_a_fault_is_never_ok_and_shows_in_time(world, fault: str) -> None:
     up(world)
