@@ -7,10 +7,15 @@ Limits, ticks, lots, fees and fills stay on raw prices.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+
+from heqis_core.bars import CLOSE
+from heqis_core.market.codes import Board
+from heqis_core.market.ticks import TICK
+from heqis_core.suspicion import Series, is_daily, kind_of, told_reference
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -76,9 +81,9 @@ def find_ex_dates(
     last = np.where(known, close[before], np.nan)
     with np.errstate(divide='ignore', invalid='ignore'):
         by_reference = np.where(reference > 0, last / reference, np.nan)
-        step = np.where((factor > 0) & (factor[before] > 0), factor / factor[before], np.nan)
-        by_factor = np.where(known, step, np.nan)
         moved = np.abs(last - reference) > tick * 0.499
+        shown = np.where(moved & (reference > 0), by_reference, 1.0)
+        by_factor = _factor_steps(factor, shown, np.isfinite(close))
         unit = _last_decimal(factor) / factor
         stepped = np.abs(by_factor - 1) > np.maximum(BLIP, 1.5 * unit)
         # Each side is rounded: the reference price to a tick, the factor to its decimals.
@@ -89,6 +94,35 @@ def find_ex_dates(
         if 0 < size < np.inf:
             found.append(ExDate(row, size, _kind(size), not apart[row]))
     return found
+
+
+def _factor_steps(factor: Floats, by_reference: Floats, trading: Bools) -> Floats:
+    """Return by how much the factor steps on each row (N,), NaN where it is not known.
+
+    After rows without a factor it is held against the last one that is known, over the steps (N,)
+    that the reference price has shown since: a hole hides no step, and doubles none.
+    """
+    given = trading & (factor > 0)
+    before = last_valid_row(given)
+    seen = np.cumprod(np.where(trading & ~given, by_reference, 1.0))
+    step = factor / factor[before] / (seen / seen[before])
+    return np.where(given & (before >= 0), step, np.nan)
+
+
+def find_untold(
+    close: Floats, *, pre_close: Floats | None = None, adj_factor: Floats | None = None
+) -> Bools:
+    """Return bool (N,): rows of which nothing tells whether an ex-date lies before them.
+
+    They have no reference price, and no factor or none before it. `find_ex_dates`, which see for
+    the arguments, takes it for none there.
+    """
+    none = np.full(len(close), np.nan)
+    reference = none if pre_close is None else pre_close
+    given = (none if adj_factor is None else adj_factor) > 0
+    trading = np.isfinite(close)
+    known = trading & (last_valid_row(trading) >= 0)
+    return known & ~(reference > 0) & ~(given & (last_valid_row(given & trading) >= 0))
 
 
 def last_valid_row(valid: Bools) -> npt.NDArray[np.int64]:
@@ -139,6 +173,73 @@ def qfq(prices: Floats, factor: Floats, as_of: int) -> Floats:
     """
     adjusted: Floats = prices[..., : as_of + 1] * (factor[: as_of + 1] / factor[as_of])
     return adjusted
+
+
+class Adjusted(NamedTuple):
+    """Adjusted bars of one symbol; suspensions are left out."""
+
+    symbol: str
+    event_ns: npt.NDArray[np.int64]
+    """int64 (N,)."""
+    values: Floats
+    """float64 (7, N): rows in `BAR_FIELDS` order, then the factor."""
+
+
+def adjust_series(series: Series, as_of_day: int | None) -> Adjusted:
+    """Return the bars of a symbol as hfq, or as qfq of a day, without later ones.
+
+    A row that follows a refused one is an ex-date by its factor alone: its reference price is the
+    close that was refused. An index has no ex-dates.
+
+    Args:
+        series: raw bars.
+        as_of_day: counted from 1970-01-01; None for hfq.
+    """
+    close, factor = series.values[CLOSE], np.ones(len(series.day))
+    kind = kind_of(series.symbol)
+    if not _is_index(series):
+        factor = factor_of(close, **_told(series), tick=kind.tick if kind and kind.tick else TICK)
+    end = len(close)
+    if as_of_day is not None:
+        end = int(np.searchsorted(series.day, as_of_day, side='right'))
+    values = np.vstack([series.values, factor])[:, :end]
+    if as_of_day is None:
+        values[: CLOSE + 1] = hfq(values[: CLOSE + 1], factor)
+    elif end:
+        values[: CLOSE + 1] = qfq(values[: CLOSE + 1], factor, end - 1)
+    kept = np.isfinite(values[CLOSE])
+    return Adjusted(series.symbol, series.event_ns[:end][kept], values[:, kept])
+
+
+def can_adjust(series: Series) -> bool:
+    """Return whether any bar has a factor, or the reference price of its day."""
+    factor, reference = series.extra('adj_factor'), series.extra('pre_close')
+    told = (factor > 0) | ((reference > 0) & is_daily(series.event_ns))
+    return _is_index(series) or bool((told & np.isfinite(series.values[CLOSE])).any())
+
+
+def untold_days(series: Series) -> list[int]:
+    """Return the days, from 1970-01-01, of the rows of `find_untold`."""
+    if _is_index(series):
+        return []
+    untold: list[int] = series.day[find_untold(series.values[CLOSE], **_told(series))].tolist()
+    return untold
+
+
+class _Told(TypedDict):
+    """What tells the ex-dates of a symbol."""
+
+    pre_close: Floats
+    adj_factor: Floats
+
+
+def _told(series: Series) -> _Told:
+    return _Told(pre_close=told_reference(series), adj_factor=series.extra('adj_factor'))
+
+
+def _is_index(series: Series) -> bool:
+    kind = kind_of(series.symbol)
+    return kind is not None and kind.board is Board.INDEX
 
 
 def _last_decimal(factor: Floats) -> Floats:

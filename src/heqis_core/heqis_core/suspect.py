@@ -21,14 +21,21 @@ from heqis_core.market.codes import Board
 from heqis_core.market.limits import limit_percent
 from heqis_core.market.sessions import Session, session_of
 from heqis_core.market.ticks import TICK
-from heqis_core.suspicion import Kind, Series, Suspect, Suspicion, kind_of
+from heqis_core.suspicion import (
+    Kind,
+    Series,
+    Suspect,
+    Suspicion,
+    is_daily,
+    kind_of,
+    told_reference,
+)
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _HOUR_NS = 3_600_000_000_000
-_DAY_NS = 24 * _HOUR_NS
 _STOCKS = (Board.MAIN, Board.CHINEXT, Board.STAR, Board.BSE)
 _UNITS_TOLD = (*_STOCKS, Board.FUND, Board.FUND_20)
 _WIDEST = 0.5
@@ -64,9 +71,7 @@ def examine(series: Series) -> tuple[list[Suspect], list[ExDate]]:
     kind = kind_of(series.symbol)
     tick = kind.tick if kind and kind.tick else TICK
     close, factor = series.values[CLOSE], series.extra('adj_factor')
-    # The reference price of a day says nothing of its minutes.
-    told = ~series.broken & _is_daily(series.event_ns)
-    reference = np.where(told, series.extra('pre_close'), np.nan)
+    reference = told_reference(series)
     ex_dates = (
         []
         if kind and kind.board is Board.INDEX
@@ -81,13 +86,6 @@ def examine(series: Series) -> tuple[list[Suspect], list[ExDate]]:
     found += _mismatches(series, reference, ex_dates, tick)
     found += _weekends(series, kind)
     return sorted(found, key=lambda one: one.row), ex_dates
-
-
-def _is_daily(event_ns: Ints) -> Bools:
-    """Return bool (N,): rows that stand alone in their half day."""
-    near = np.diff(event_ns) < _DAY_NS // 2
-    alone: Bools = ~(np.r_[near, False] | np.r_[False, near])
-    return alone
 
 
 def _list(
@@ -241,7 +239,7 @@ def _stale(series: Series, kind: Kind | None) -> Iterator[Suspect]:
     alike = (bars[:, 1:] == bars[:, :-1]) | (np.isnan(bars[:, 1:]) & np.isnan(bars[:, :-1]))
     same = np.r_[False, alike.all(axis=0)] & with_life
     # Two minutes may happen to be alike, two days or three minutes do not.
-    enough = _is_daily(series.event_ns)[valid] | np.r_[False, same[:-1]]
+    enough = is_daily(series.event_ns)[valid] | np.r_[False, same[:-1]]
     where = np.zeros(values.shape[1], np.bool_)
     where[valid] = same & enough
     yield from _list(Suspicion.STALE_REPEAT, where, CLOSE, values[CLOSE])
@@ -249,12 +247,12 @@ def _stale(series: Series, kind: Kind | None) -> Iterator[Suspect]:
 
 def _zero_volume(series: Series, kind: Kind | None) -> Iterator[Suspect]:
     volume = series.values[VOLUME]
-    where = (volume == 0) & _is_daily(series.event_ns) & np.isfinite(series.values[CLOSE])
+    where = (volume == 0) & is_daily(series.event_ns) & np.isfinite(series.values[CLOSE])
     yield from _list(Suspicion.ZERO_VOLUME, where, VOLUME, volume)
 
 
 def _sessions(series: Series, kind: Kind | None) -> Iterator[Suspect]:
-    intraday = ~_is_daily(series.event_ns)
+    intraday = ~is_daily(series.event_ns)
     if kind is None or not intraday.any():
         return
     try:

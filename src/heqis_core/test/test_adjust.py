@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heqis_core.adjust import factor_of, find_ex_dates, hfq, qfq
+from heqis_core.adjust import factor_of, find_ex_dates, find_untold, hfq, qfq
 from heqis_core.testing import shared_data
 
 Floats = npt.NDArray[np.float64]
@@ -224,6 +224,47 @@ def test_some_units_of_a_factor_s_fourth_decimal_are_no_ex_date(
 ) -> None:
     factor = np.round(level, 4) + 1e-4 * np.array(units)
     assert find_ex_dates(np.full(len(units), 10.0), adj_factor=factor) == []
+
+
+@given(made_up(), st.data())
+def test_a_hole_in_the_factor_hides_no_step_and_doubles_none(
+    data: tuple[Floats, Floats, Floats], draw: st.DataObject
+) -> None:
+    close, pre_close, factor = data
+    holes = np.array(draw.draw(st.lists(st.booleans(), min_size=len(close), max_size=len(close))))
+    # The first and the last are known, the reference price on some days.
+    holes[[0, -1]] = False
+    known = np.array(draw.draw(st.lists(st.booleans(), min_size=len(close), max_size=len(close))))
+    reference = np.where(known, pre_close, NAN)
+    ours = factor_of(close, pre_close=reference, adj_factor=np.where(holes, NAN, factor))
+    # For each row a blip, or the rounding of prices, may be off.
+    slack = len(close) * (1e-3 + 0.02 / pre_close.min())
+    assert abs(np.log(ours[-1] / ours[0]) - np.log(factor[-1] / factor[0])) < slack
+
+
+def test_a_factor_that_steps_while_it_is_missing_is_a_step_from_where_it_is_known() -> None:
+    close, factor = np.array([10.0, 5.1, 5.0, 5.2]), np.array([1.0, NAN, 2.0, 2.0])
+    found = find_ex_dates(close, adj_factor=factor)
+    assert [(one.row, one.step) for one in found] == [(2, 2.0)]
+    assert find_untold(close, adj_factor=factor).tolist() == [False, True, False, False]
+    # The reference price has shown it on its day: it counts once.
+    reference = np.array([10.0, 5.0, 5.1, 5.0])
+    found = find_ex_dates(close, pre_close=reference, adj_factor=factor)
+    assert [(one.row, one.step) for one in found] == [(1, 2.0)]
+    assert not find_untold(close, pre_close=reference, adj_factor=factor).any()
+
+
+def test_of_rows_without_factor_and_reference_nothing_is_known_but_of_the_first() -> None:
+    close = np.array([NAN, 10.0, 10.1, NAN, 10.2, 10.3])
+    assert find_untold(close).tolist() == [False, False, True, False, True, True]
+    factor = np.array([1.0, NAN, NAN, 1.0, 1.0, 1.0])
+    # What is known of a suspended day is held against no price.
+    assert find_untold(close, adj_factor=factor).tolist() == [False] * 2 + [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_several_prices_are_adjusted_at_once() -> None:

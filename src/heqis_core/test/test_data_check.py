@@ -16,19 +16,20 @@ import pytest
 
 from heqis_core.commands.data import register
 from heqis_core.errors import ConfigError, DataError
-from heqis_core.io.check import check_files, find_spellings
+from heqis_core.io.check import check_files
 from heqis_core.io.files import load_bars
 from heqis_core.simulator import MarketSimulator
+from heqis_core.suspicion import find_spellings
 from heqis_core.testing import shared_data
 
 HEADER = 'symbol,date,open,high,low,close,volume'
 
 
-def run(*words: str | Path, command: str = 'check') -> int:
-    """Run `heqis data check`, or another command of it, and return its exit status."""
+def run(*words: str | Path) -> int:
+    """Run `heqis data check` and return its exit status."""
     parser = argparse.ArgumentParser(prog='heqis')
     register(parser.add_subparsers())
-    args = parser.parse_args(['data', command, *map(str, words)])
+    args = parser.parse_args(['data', 'check', *map(str, words)])
     return int(args.func(args))
 
 
@@ -53,7 +54,7 @@ def test_clean_data_ends_in_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert re.search(r'│ A +│ +7 +│ +7 +│ +0 +│ +│ +│ 2024-01-02 +│ 2024-01-10', out)
     assert out.endswith(
         '7 rows: 7 valid, 0 suspended (0 in disguise), 0 rejected; '
-        '0 suspicions; 1 files, 0 of no use; clean\n'
+        '0 suspicions; 1 file, 0 of no use; clean\n'
     )
 
 
@@ -69,7 +70,7 @@ def test_findings_end_in_1_and_are_shown_with_file_line_field_and_value(
     at = lines.index('rejected: not_a_number 4')
     assert lines[at + 1 : at + 3] == [f'A  {path}:9:close:1O.1', f'A  {path}:10:close:1O.1']
     assert not lines[at + 3].startswith('A ')
-    assert out.endswith('5 rejected; 0 suspicions; 1 files, 0 of no use; findings\n')
+    assert out.endswith('5 rejected; 0 suspicions; 1 file, 0 of no use; findings\n')
 
 
 @pytest.mark.parametrize('content', ['', 'x,y\n1,2\n', f'{HEADER}\nA,?,1,1,1,1,1\n'])
@@ -93,14 +94,14 @@ def test_json_holds_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     write(tmp_path / 'data/a.csv', *bars('A', DAYS), 'A,2024-01-11,10,10.2,9.9,-1,5')
     write(tmp_path / 'data/b.csv', *bars('B', DAYS[:2]), *bars('B', DAYS[3:]))
     (tmp_path / 'data/c.csv').write_text('x\n')
-    assert run(tmp_path / 'data', '--json', tmp_path / 'out/report.json') == 1
-    found: dict[str, Any] = json.loads((tmp_path / 'out/report.json').read_text())
+    assert run(tmp_path / 'data', '--json', tmp_path / 'report.json') == 1
+    found: dict[str, Any] = json.loads((tmp_path / 'report.json').read_text())
     assert (found['clean'], found['rows'], found['valid']) == (False, 14, 13)
     assert found['rejected'] == {'not_positive': 1}
     assert found['rejected_rows'] == [
         {
             'file': str(tmp_path / 'data/a.csv'), 'line': 9, 'symbol': 'A',
-            'reason': 'not_positive', 'field': 'close', 'value': '-1.0',
+            'reason': 'not_positive', 'field': 'close', 'value': '-1.0', 'note': '',
         }
     ]  # fmt: skip
     assert [one['symbol'] for one in found['symbols']] == ['A', 'B']
@@ -111,20 +112,97 @@ def test_json_holds_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_quarantine_is_the_one_of_load_bars(tmp_path: Path) -> None:
-    path = write(tmp_path / 'a.csv', *bars('A', DAYS), *bars('A', [2]), 'A,x,1,1,1,1,1', 'A,1')
-    assert run(path, '--quarantine', tmp_path / 'q/check.csv') == 1
-    load_bars(path, quarantine=tmp_path / 'q/load.csv')
-    with (tmp_path / 'q/check.csv').open(newline='') as file:
+    path = write(
+        tmp_path / 'data/a.csv', *bars('A', DAYS), *bars('A', [2]), 'A,x,1,1,1,1,1', 'A,1'
+    )
+    assert run(path, '--quarantine', tmp_path / 'q1.csv') == 1
+    load_bars(path, quarantine=tmp_path / 'q2.csv')
+    with (tmp_path / 'q1.csv').open(newline='') as file:
         rows = list(csv.reader(file))
     assert [row[3] for row in rows[1:]] == ['duplicate', 'unknown_date_format', 'wrong_cell_count']
-    assert (tmp_path / 'q/check.csv').read_bytes() == (tmp_path / 'q/load.csv').read_bytes()
+    assert (tmp_path / 'q1.csv').read_bytes() == (tmp_path / 'q2.csv').read_bytes()
 
 
 @pytest.mark.parametrize('option', ['--json', '--quarantine'])
 def test_files_that_cannot_be_written_are_named(tmp_path: Path, option: str) -> None:
-    write(tmp_path / 'a.csv', *bars('A', DAYS))
-    with pytest.raises(DataError, match='cannot be written'):
-        run(tmp_path, option, tmp_path / 'a.csv' / 'x')
+    write(tmp_path / 'data/a.csv', *bars('A', DAYS))
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(DataError, match='folder: the file cannot be written'):
+        run(tmp_path / 'data', option, tmp_path / 'folder')
+
+
+@pytest.mark.parametrize('option', ['--json', '--quarantine'])
+def test_files_are_not_written_where_no_folder_is_nor_among_the_bars(
+    tmp_path: Path, option: str
+) -> None:
+    path = write(tmp_path / 'data/a.csv', *bars('A', DAYS), 'A,x')
+    write(tmp_path / 'data/symbol=B/b.csv', *bars('B', DAYS))
+    before = sorted(tmp_path.rglob('*'))
+    content = path.read_bytes()
+    with pytest.raises(ConfigError, match=f'{option} .*no folder .*nope; create it'):
+        run(tmp_path / 'data', option, tmp_path / 'nope/x')
+    for data, out in (
+        (path, path), (tmp_path / 'data', path), (tmp_path / 'data', path.parent / 'new.csv.gz'),
+        (tmp_path / 'data', path.parent / 'symbol=B/new.parquet'),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f'{option} .*would stand among the bars of'):
+            run(data, option, out)
+    assert sorted(tmp_path.rglob('*')) == before
+    assert path.read_bytes() == content
+    # What is never read as bars may stand there.
+    assert run(tmp_path / 'data', option, tmp_path / 'data/found.txt') == 1
+    assert (tmp_path / 'data/found.txt').is_file()
+
+
+@pytest.mark.parametrize('text', ['-3', 'x', '1.5', ''])
+def test_a_number_of_examples_below_zero_is_none(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, '--examples', text)
+    assert ended.value.code == 2
+    assert f"'{text}' is no number of rows; expected 0 or more" in capsys.readouterr().err
+
+
+def test_a_conflicting_duplicate_names_what_it_differs_from_and_in_which_fields(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write(tmp_path / 'data/a.csv', *bars('A', DAYS), *bars('A', [3]))
+    b = write(tmp_path / 'data/b.csv', 'A,2024-01-03,10,10.3,9.9,10.2,103', *bars('B', DAYS))
+    assert run(tmp_path / 'data', '--json', tmp_path / 'r.json') == 1
+    notes = {
+        (row['file'], row['line']): row['note']
+        for row in json.loads((tmp_path / 'r.json').read_text())['rejected_rows']
+    }
+    assert notes == {
+        (str(a), 3): f'differs from {b}:2 in high, close',
+        (str(a), 9): f'differs from {b}:2 in high, close',
+        (str(b), 2): f'differs from {a}:3 in high, close',
+    }
+    out = capsys.readouterr().out
+    assert f'A  {b}:2:date:2024-01-03  (differs from {a}:3 in high, close)\n' in out
+
+
+def test_an_amount_and_none_differ_in_amount(tmp_path: Path) -> None:
+    row = '2024-01-02,10,10.2,9.9,10.1'
+    path, other = tmp_path / 'x.csv', '2024-01-03,10,10.2,9.9,10.1,7'
+    path.write_text(f'date,open,high,low,close,amount\n{row},\n{row},5\n{other}\n')
+    assert check_files(path).conflicts == {
+        (str(path), 2): f'differs from {path}:3 in amount',
+        (str(path), 3): f'differs from {path}:2 in amount',
+    }
+
+
+def test_what_is_deeper_or_packed_is_hinted_at(tmp_path: Path) -> None:
+    write(tmp_path / 'data/deep/a.csv', *bars('A', DAYS))
+    with pytest.raises(DataError, match=r'folders below it are not searched.*such as deep') as one:
+        run(tmp_path / 'data')
+    assert 'archives' not in str(one.value)
+    (tmp_path / 'data/A.ZIP').write_bytes(b'PK')
+    with pytest.raises(DataError, match=r'archives are not read: unpack A\.ZIP; folders below'):
+        run(tmp_path / 'data')
+    with pytest.raises(DataError, match=r'unknown kind of file; .*: unpack A\.ZIP$'):
+        run(tmp_path / 'data/A.ZIP')
 
 
 def test_a_day_is_missing_where_most_others_have_it(tmp_path: Path) -> None:
@@ -194,51 +272,6 @@ def test_spellings_of_one_symbol_are_grouped() -> None:
     assert groups == {
         frozenset(['600519.SH', 'sh.600519', '600519', 'SSE.600519']), frozenset(['x', 'X ']),
     }  # fmt: skip
-
-
-TECHIN = 'ashare_daily/tushare_factor_2023_2025/002594.SZ_techin.csv'
-
-
-def adjusted(path: Path) -> dict[str, dict[str, float]]:
-    """Return close and factor by day of what `adjust` has written."""
-    with path.open(newline='') as file:
-        return {
-            row['date'][:10]: {name: float(row[name]) for name in ('close', 'adj_factor')}
-            for row in csv.DictReader(file)
-        }
-
-
-def test_adjust_writes_hfq_that_never_changes_and_qfq_as_it_stood(tmp_path: Path) -> None:
-    path = shared_data() / TECHIN
-    out = tmp_path / 'a.csv'
-    assert run(path, '--hfq', '--out', out, command='adjust') == 0
-    backward = adjusted(out)
-    assert len(backward) == 500
-    # 111.42 on the first day after three shares for one, 337.00 before it.
-    assert backward['2025-07-29']['close'] == pytest.approx(111.42 * 3.1499, rel=2e-4)
-    assert backward['2025-07-28']['close'] == pytest.approx(337.0 * 1.0376, rel=2e-4)
-    assert run(path, '--qfq', '2025-07-28', '--out', out, command='adjust') == 0
-    before = adjusted(out)
-    assert max(before) == '2025-07-28'
-    assert before['2025-07-28']['close'] == 337.0
-    assert run(path, '--qfq', '2025-07-29', '--out', out, command='adjust') == 0
-    after = adjusted(out)
-    assert after['2025-07-29']['close'] == 111.42
-    assert after['2025-07-28']['close'] == pytest.approx(111.01, rel=1e-4)
-
-
-def test_adjust_needs_a_factor_or_a_reference_price_and_a_day(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / 'a.csv', *bars('A', DAYS))
-    with pytest.raises(DataError, match='A: neither adj_factor nor pre_close'):
-        run(tmp_path, '--hfq', '--out', tmp_path / 'o.csv', command='adjust')
-    with pytest.raises(SystemExit):
-        run(tmp_path, '--qfq', 'June', '--out', tmp_path / 'o.csv', command='adjust')
-    assert "'June' is no day; expected such as 2024-06-28" in capsys.readouterr().err
-    (tmp_path / 'b.csv').write_text('x\n')
-    with pytest.raises(DataError, match=r'b\.csv: line 1: no bars'):
-        run(tmp_path, '--hfq', '--out', tmp_path / 'o.csv', command='adjust')
 
 
 def test_real_raw_dailies_are_clean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -692,7 +692,9 @@ def test_whatever_happens_no_healthy_process_is_killed_and_all_comes_back(
         if fault == 'die' and process.alive:
             world.die(process.key)
         elif fault == 'stop':
-            process.stopped = process.alive
+            # What stops before its first heartbeat has no pid that anyone knows: it is reported
+            # as missing, and nobody can end it from here.
+            process.stopped = process.alive and process.count > 0
         elif fault == 'hang':
             process.hung = process.alive
         elif fault == 'cut':

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from heqis_core.errors import DataError
+from heqis_core.errors import ConfigError, DataError
 from heqis_core.io import tushare_store as store
 from heqis_core.io.tushare_bars import count_statuses, update_bars
 from heqis_core.io.tushare_client import TushareClient, TushareError, TushareKind
@@ -137,8 +137,11 @@ def _fetch_calendar(run: Run) -> None:
     have = store.read_rows(run.plan.out, facts).table['cal_date'].to_pylist()
     rows = ask_calendar(run.client, min([run.plan.start, *have]), max([run.plan.end, *have]))
     days = rows.columns['cal_date']
-    if max(days, default='') < run.complete_until:
-        raise TushareError(TushareKind.PROTOCOL, 'trade_cal', f'ends before {run.complete_until}')
+    if max(days) < run.complete_until:
+        raise ConfigError(
+            f'end {run.plan.end}: the calendar of this server ends on {max(days)}; choose an end '
+            'until then'
+        )
     store.write_whole(run.plan.out, facts, rows)
     run.open = dict(zip(days, map(bool, rows.columns['is_open']), strict=True))
 

@@ -190,10 +190,14 @@ def _read_text(path: Path) -> str:
         )
     except FileNotFoundError as error:
         raise DataError(f'{path}: no such file; check the path') from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        # Not a matter of rights: the bytes were read, and are no gzip, or not all of it.
         raise DataError(
-            f'{path}: cannot be read: {error}; check its rights, or copy it again'
+            f'{path}: not a whole gzip file: {error}; '
+            'copy it again, or rename it if it is plain text'
         ) from error
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read: {error}; check its rights') from error
     text = _decode(raw)
     return text.replace('\0', _NUL) if '\0' in text else text
 

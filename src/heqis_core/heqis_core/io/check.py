@@ -7,9 +7,8 @@ It reads as `load_bars` does, by the same rules, but goes on where a file is of 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -17,23 +16,28 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.clean import CleaningReport, Fault
+from heqis_core.clean import CleaningReport, Fault, RejectedRow
 from heqis_core.errors import DataError
 from heqis_core.event_time import TimeParser
 from heqis_core.io.columns import EXTRAS, FileRows, read_file
 from heqis_core.io.files import Judged, judge, list_files, make_report
 from heqis_core.suspect import examine
-from heqis_core.suspicion import Series, Suspicion, kind_of
+from heqis_core.suspicion import (
+    Series,
+    Suspicion,
+    find_missing,
+    find_spellings,
+    first_other,
+    local_days,
+    rows_beside,
+)
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_DAY_NS = 86_400_000_000_000
 _WHOLE = -1
 """Row of a suspicion that is one of the symbol as a whole."""
-
-
 _REMARKS = {
     Suspicion.UNFINISHED.value: 'no end of line at the end: the last row may be cut',
     Suspicion.MIXED_ENDS.value: 'its lines end in more than one way',
@@ -107,6 +111,8 @@ class DataCheck:
     symbols: list[SymbolCheck]
     report: CleaningReport
     suspects: list[SuspectRow]
+    conflicts: dict[tuple[str, int], str]
+    """By file and line of a conflicting duplicate, what it differs from and in which fields."""
 
     @property
     def clean(self) -> bool:
@@ -126,25 +132,27 @@ def check_files(
     symbols, suspects = _check_symbols(rows)
     suspects += _of_the_set(rows)
     _count_files(files, rows, report, suspects)
-    return DataCheck(files, symbols, report, suspects)
+    return DataCheck(files, symbols, report, suspects, _conflicts(rows))
 
 
 def read_series(
     path: Path | str, *, tz: str = 'Asia/Shanghai', close_time: str = '15:00'
-) -> list[Series]:
+) -> tuple[list[Series], CleaningReport]:
     """Return the accepted rows of every symbol with what the files say beside them, by name.
 
-    Arguments and errors are those of `check_files`; DataError also if any file is of no use.
+    And what became of all rows. Arguments and errors are those of `check_files`; DataError also
+    if any file is of no use.
     """
-    files, _, rows = _read(path, tz, close_time)
+    files, report, rows = _read(path, tz, close_time)
     unusable = next((one.error for one in files if one.error), '')
     if unusable:
         raise DataError(unusable)
+    beside = _beside_lost(rows)
     return [
-        _series(rows, name, kept, np.zeros(len(kept), np.bool_), since_listing=False)
-        for name, _, kept in _by_symbol(rows)
+        _series(rows, name, kept, _broken(rows, own, kept, beside), since_listing=False)
+        for name, own, kept in _by_symbol(rows)
         if len(kept)
-    ]
+    ], report
 
 
 def _read(
@@ -162,11 +170,8 @@ def _read(
         except DataError as error:
             files[-1].error = str(error)
     if not loaded:
-        raise DataError(
-            f'{path}: no file could be used; the first: {files[0].error}'
-            if len(files) > 1
-            else files[0].error
-        )
+        several = f'{path}: no file could be used; the first: ' if len(files) > 1 else ''
+        raise DataError(several + files[0].error)
     judged = judge(loaded, parser, len(names))
     report = make_report(loaded, judged, parser, list(names))
     if not report.valid:
@@ -177,19 +182,6 @@ def _read(
             'or point at those with the bars'
         )
     return files, report, _gather(loaded, judged, list(names), ZoneInfo(tz))
-
-
-def find_spellings(symbols: Iterable[str]) -> list[tuple[str, ...]]:
-    """Return the groups of names that mean one symbol: 600519.SH, sh600519, SSE.600519."""
-    groups: dict[object, list[str]] = defaultdict(list)
-    for name in sorted(set(symbols)):
-        digits = ''.join(char for char in name if char.isdigit())
-        kind = kind_of(name)
-        if kind is not None and len(digits) == 6:
-            groups[kind.exchange, digits].append(name)
-        else:
-            groups[name.strip().casefold()].append(name)
-    return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
 @dataclass(slots=True)
@@ -223,22 +215,9 @@ def _gather(loaded: list[FileRows], judged: Judged, names: list[str], zone: Zone
         names,
         np.repeat(np.arange(len(loaded)), sizes),
         np.concatenate([rows.lines for rows in loaded]),
-        _local_days(judged.event_ns, zone),
+        local_days(judged.event_ns, zone),
         extras,
     )
-
-
-def _local_days(event_ns: Ints, zone: ZoneInfo) -> Ints:
-    """Return int64 (N,): the day in a time zone, counted from 1970-01-01."""
-    days, which = np.unique(event_ns // _DAY_NS, return_inverse=True)
-    offsets = np.array([_offset_ns(int(day) * 86_400, zone) for day in days], np.int64)
-    local: Ints = (event_ns + offsets[which]) // _DAY_NS
-    return local
-
-
-def _offset_ns(utc_s: int, zone: ZoneInfo) -> int:
-    offset = datetime.fromtimestamp(utc_s, timezone.utc).astimezone(zone).utcoffset()
-    return 0 if offset is None else int(offset.total_seconds()) * 1_000_000_000
 
 
 def _check_symbols(rows: _Gathered) -> tuple[list[SymbolCheck], list[SuspectRow]]:
@@ -247,6 +226,7 @@ def _check_symbols(rows: _Gathered) -> tuple[list[SymbolCheck], list[SuspectRow]
     checks, suspects = [], list[SuspectRow]()
     days: list[Ints] = []
     begin = int(rows.day[judged.fault == Fault.NONE].min())
+    beside = _beside_lost(rows)
     for name, own, kept in _by_symbol(rows):
         check = SymbolCheck(name, len(own))
         check.suspended = int(judged.paused[kept].sum())
@@ -257,18 +237,14 @@ def _check_symbols(rows: _Gathered) -> tuple[list[SymbolCheck], list[SuspectRow]
             Fault(code).label: n
             for code, n in Counter(faults[faults != Fault.NONE].tolist()).items()
         }
-        dated = own[(faults == Fault.NONE) | (faults > Fault.BAD_DATE)]
-        days.append(np.unique(rows.day[dated]))
+        days.append(np.unique(rows.day[own[_is_dated(faults)]]))
         if len(kept):
-            # Of the rows with an event time, those that follow a refused one.
-            lost = ~np.isin(judged.fault[dated], (Fault.NONE, Fault.DUPLICATE))
-            refused = np.r_[False, lost][:-1]
-            broken = refused[np.searchsorted(judged.event_ns[dated], judged.event_ns[kept])]
-            found = _examine(rows, check, kept, broken, begin)
+            found = _examine(rows, check, kept, _broken(rows, own, kept, beside), begin)
             check.suspicious = dict(Counter(one.reason for one in found))
             suspects += found
         checks.append(check)
-    _find_missing(checks, days)
+    for check, lacking in zip(checks, find_missing(days), strict=True):
+        check.missing = [_date(day) for day in lacking]
     return checks, suspects
 
 
@@ -284,6 +260,58 @@ def _by_symbol(rows: _Gathered) -> Iterator[tuple[str, Ints, Ints]]:
         yield rows.names[code], own, own[judged.fault[own] == Fault.NONE]
 
 
+def _is_dated(faults: npt.NDArray[np.uint8]) -> Bools:
+    dated: Bools = (faults == Fault.NONE) | (faults > Fault.BAD_DATE)
+    return dated
+
+
+def _broken(rows: _Gathered, own: Ints, kept: Ints, beside: Bools) -> Bools:
+    """Return bool (len(kept),): rows of a symbol that follow a refused one."""
+    judged = rows.judged
+    dated = own[_is_dated(judged.fault[own])]
+    lost = ~np.isin(judged.fault[dated], (Fault.NONE, Fault.DUPLICATE))
+    refused = np.r_[False, lost][:-1] | beside[dated]
+    found: Bools = refused[np.searchsorted(judged.event_ns[dated], judged.event_ns[kept])]
+    return found
+
+
+def _beside_lost(rows: _Gathered) -> Bools:
+    """Return bool (N,): rows that `rows_beside` finds in the files."""
+    judged, found = rows.judged, np.zeros(len(rows.line), np.bool_)
+    dated = _is_dated(judged.fault)
+    start = 0
+    for one in rows.loaded:
+        own = np.arange(start, start + len(one.lines))
+        start += len(own)
+        lost = [line for line, _, fault in one.refused if fault != Fault.REPEATED_HEADER]
+        lost += one.lines[~dated[own]].tolist()
+        if lost:
+            own = own[dated[own]]
+            beside = rows_beside(lost, rows.line[own], judged.symbol[own], judged.event_ns[own])
+            found[own[beside]] = True
+    return found
+
+
+def _conflicts(rows: _Gathered) -> dict[tuple[str, int], str]:
+    """Return `DataCheck.conflicts`."""
+    judged = rows.judged
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in np.flatnonzero(judged.fault == Fault.CONFLICTING_DUPLICATE).tolist():
+        groups[int(judged.symbol[row]), int(judged.event_ns[row])].append(row)
+    found = {}
+    for alike in groups.values():
+        for row in alike:
+            other, fields = first_other(judged.values[:, alike], judged.values[:, row])
+            file, line = _place(rows, alike[other])
+            found[_place(rows, row)] = f'differs from {file}:{line} in {", ".join(fields)}'
+    return found
+
+
+def _place(rows: _Gathered, row: int) -> tuple[str, int]:
+    """Return the file and the line of a row."""
+    return str(rows.loaded[rows.file[row]].path), int(rows.line[row])
+
+
 def _series(
     rows: _Gathered, name: str, kept: Ints, broken: Bools, *, since_listing: bool
 ) -> Series:
@@ -291,13 +319,7 @@ def _series(
     values[:, rows.judged.paused[kept]] = np.nan
     extras = {extra: column[kept] for extra, column in rows.extras.items()}
     return Series(
-        name,
-        rows.judged.event_ns[kept],
-        rows.day[kept],
-        values,
-        extras,
-        broken,
-        since_listing=since_listing,
+        name, rows.judged.event_ns[kept], rows.day[kept], values, extras, broken, since_listing
     )
 
 
@@ -313,11 +335,11 @@ def _examine(
     check.actions = [Action(_date(day[one.row]), one.step, one.kind) for one in ex_dates]
     listed = []
     for one in found:
-        at = kept[one.row] if one.row != _WHOLE else kept[0]
+        file, line = _place(rows, kept[max(one.row, 0)])
         listed.append(
             SuspectRow(
-                str(rows.loaded[rows.file[at]].path),
-                int(rows.line[at]) if one.row != _WHOLE else 0,
+                file,
+                line if one.row != _WHOLE else 0,
                 check.symbol,
                 one.suspicion.value,
                 one.field,
@@ -330,23 +352,6 @@ def _examine(
 
 def _date(day: int) -> str:
     return str(np.datetime64(int(day), 'D'))
-
-
-def _find_missing(checks: list[SymbolCheck], days: list[Ints]) -> None:
-    """Find the days that most of the symbols that trade then have, and one lacks."""
-    every = np.unique(np.concatenate(days)) if days else np.zeros(0, np.int64)
-    has = np.zeros((len(days), len(every)), np.bool_)
-    alive = np.zeros_like(has)
-    for symbol, own in enumerate(days):
-        if len(own):
-            at = np.searchsorted(every, own)
-            has[symbol, at] = True
-            alive[symbol, at[0] : at[-1] + 1] = True
-    present, living = has.sum(axis=0), alive.sum(axis=0)
-    for symbol, check in enumerate(checks):
-        # The symbol itself is no witness of its own gap.
-        lacks = alive[symbol] & ~has[symbol] & (2 * present > living - 1)
-        check.missing = [_date(day) for day in every[lacks]]
 
 
 def _of_the_set(rows: _Gathered) -> list[SuspectRow]:
@@ -365,20 +370,20 @@ def _of_the_set(rows: _Gathered) -> list[SuspectRow]:
     return found
 
 
+def _by_file(rows: Sequence[RejectedRow] | Sequence[SuspectRow]) -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        counts[row.file][row.reason] += 1
+    return counts
+
+
 def _count_files(
     files: list[FileCheck],
     rows: _Gathered,
     report: CleaningReport,
     suspects: Sequence[SuspectRow],
 ) -> None:
-    rejected, suspicious = (
-        defaultdict[str, Counter[str]](Counter),
-        defaultdict[str, Counter[str]](Counter),
-    )
-    for refused in report.rejected:
-        rejected[refused.file][refused.reason] += 1
-    for suspect in suspects:
-        suspicious[suspect.file][suspect.reason] += 1
+    rejected, suspicious = _by_file(report.rejected), _by_file(suspects)
     n = len(rows.loaded)
     kept = rows.judged.fault == Fault.NONE
     accepted = np.bincount(rows.file[kept], minlength=n)

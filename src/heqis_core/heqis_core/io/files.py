@@ -26,13 +26,14 @@ from heqis_core.clean import (
     find_duplicates,
     text_fault,
 )
-from heqis_core.errors import DataError
+from heqis_core.errors import ConfigError, DataError
 from heqis_core.event_time import TimeParser
 from heqis_core.io.cells import SUFFIXES
 from heqis_core.io.columns import EXTRAS, PARTITION, FileRows, read_file
 
 _MAX_TABLE_BYTES = 8 << 30
 """A table beyond this means that the files do not share their event times."""
+_ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz', '.7z', '.rar')
 
 
 @dataclass(slots=True)
@@ -127,7 +128,10 @@ def list_files(path: Path) -> list[Path]:
     known = ', '.join(SUFFIXES)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
-            raise DataError(f'{path}: unknown kind of file; expected a name that ends in {known}')
+            raise DataError(
+                f'{path}: unknown kind of file; expected a name that ends in {known}'
+                + _hint([path])
+            )
         return [path]
     if not path.is_dir():
         raise DataError(f'{path}: no such file or folder; check the path')
@@ -142,8 +146,43 @@ def list_files(path: Path) -> list[Path]:
     if not files:
         raise DataError(
             f'{path}: no data in this folder: none of its {len(entries)} entries ends in {known}'
+            + _hint(shown)
         )
     return files
+
+
+def _hint(entries: Sequence[Path]) -> str:
+    """Return what to do about entries of which data are often expected, and never read."""
+    packed = [one.name for one in entries if one.name.lower().endswith(_ARCHIVES)]
+    below = [one.name for one in entries if one.is_dir()]
+    hint = f'; archives are not read: unpack {packed[0]}' if packed else ''
+    if below:
+        hint += (
+            f'; folders below it are not searched, but for {PARTITION}…: name one of them, '
+            f'such as {below[0]}'
+        )
+    return hint
+
+
+def check_out(out: Path, data: Path, option: str) -> None:
+    """Raise ConfigError if a file to write has no folder, or would be read as data next time.
+
+    Args:
+        out: the file that will be written.
+        data: file or folder of data, as in `list_files`.
+        option: what the user has named it by, such as `--out`.
+    """
+    place, read = out.resolve(), data.resolve()
+    folder = place.parent
+    if folder.name.startswith(PARTITION) and folder.parent == read:
+        folder = read
+    if place == read or (folder == read and place.name.lower().endswith(SUFFIXES)):
+        raise ConfigError(
+            f'{option} {out}: it would stand among the bars of {data}, and be read as bars next '
+            'time; name a file in another folder'
+        )
+    if not place.parent.is_dir():
+        raise ConfigError(f'{option} {out}: no folder {out.parent}; create it, or name another')
 
 
 def judge(loaded: Sequence[FileRows], parser: TimeParser, n_symbols: int) -> Judged:

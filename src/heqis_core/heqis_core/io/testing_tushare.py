@@ -2,7 +2,7 @@
 """A local server that speaks Tushare Pro's protocol, and misbehaves on demand.
 
 For tests and demonstrations without an account: `python -m heqis_core.io.testing_tushare` serves a
-simulated market, `--data DIR` real rows of Tushare's `daily` as CSV.
+simulated market that lasts until yesterday, `--data DIR` real rows of Tushare's `daily` as CSV.
 """
 
 from __future__ import annotations
@@ -16,12 +16,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from heqis_core.io.testing_tushare_tables import Tables, real_tables, simulated_tables
+from heqis_core.errors import ConfigError, HeqisError
+from heqis_core.io.testing_tushare_tables import (
+    N_EXAMPLE,
+    Tables,
+    real_tables,
+    simulated_tables,
+    weekdays_until_yesterday,
+)
 from heqis_core.io.tushare_client import TOKEN_VARIABLE, URL_VARIABLE
-from heqis_core.io.tushare_endpoints import ENDPOINTS, Endpoint
+from heqis_core.io.tushare_endpoints import ENDPOINTS, Endpoint, parse_day
 
 TOKEN = 'token-of-the-local-server'
 RATE_TEXT = '抱歉，您每分钟最多访问该接口{}次，权限的具体详情访问：https://tushare.pro/document/1'
+
+_START = '20150101'
+_EXIT_ERROR = 2
 
 Reply = dict[str, Any]
 
@@ -198,15 +208,15 @@ def _is_symbol(cell: Any) -> bool:
 
 
 def _matches(endpoint: Endpoint, row: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
+    day = row.get('trade_date') or row.get('cal_date')
+    if day and not params.get('start_date', '') <= day <= params.get('end_date', '99999999'):
+        return False
     for name in ('ts_code', 'trade_date', 'exchange', 'market'):
         if params.get(name) and str(row.get(name)) not in str(params[name]).split(','):
             return False
-    if endpoint.name == 'stock_basic' and row['list_status'] != params.get('list_status', 'L'):
-        return False
-    day = row.get('trade_date') or row.get('cal_date')
-    if not day:
-        return True
-    return bool(params.get('start_date', '') <= day <= params.get('end_date', '99999999'))
+    return endpoint.name != 'stock_basic' or bool(
+        row['list_status'] == params.get('list_status', 'L')
+    )
 
 
 def _handler(server: TushareServer) -> type[BaseHTTPRequestHandler]:
@@ -270,24 +280,78 @@ def _handler(server: TushareServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until Ctrl-C, and say how to fetch from here."""
-    parser = argparse.ArgumentParser(description='A local server that speaks the protocol.')
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C, and say what is here and how to fetch it; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog='testing_tushare', description="A local server that speaks Tushare Pro's protocol."
+    )
     parser.add_argument('--port', type=int, default=0, help='default: a free one')
     parser.add_argument('--data', type=Path, metavar='DIR', help='CSV files, columns of `daily`')
-    parser.add_argument('--symbols', type=int, default=8, metavar='N', help='default 8')
-    parser.add_argument('--days', type=int, default=750, metavar='N', help='default 750')
+    parser.add_argument(
+        '--symbols', type=int, metavar='N', help=f'simulated stocks; default {N_EXAMPLE}, those '
+        'of config/universe.example.txt',
+    )  # fmt: skip
+    parser.add_argument(
+        '--start', metavar='YYYYMMDD', help=f'of the simulated market; default {_START}'
+    )
     args = parser.parse_args(argv)
-    tables = real_tables(args.data) if args.data else simulated_tables(args.symbols, args.days)
-    with TushareServer(tables, port=args.port) as server:
-        print(f'export {URL_VARIABLE}={server.url} {TOKEN_VARIABLE}={TOKEN}', flush=True)
-        codes = ' '.join(row['ts_code'] for row in tables['stock_basic'])
-        print(f'# stocks: {codes}', flush=True)
+    try:
+        tables = _tables_of(args)
+        server = TushareServer(tables, port=args.port)
+    except (OSError, OverflowError) as error:
+        _complain(f'port {args.port}: {error}; choose another --port')
+        return _EXIT_ERROR
+    except HeqisError as error:
+        _complain(str(error))
+        return _EXIT_ERROR
+    with server:
+        print('\n'.join(_greeting(server, args.data)), flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
-            return
+            return 0
+    return 0
+
+
+def _complain(text: str) -> None:
+    print(f'testing_tushare: {" ".join(text.split())}', file=sys.stderr)
+
+
+def _tables_of(args: argparse.Namespace) -> Tables:
+    if args.data is None:
+        start = args.start or _START
+        n_stocks = N_EXAMPLE if args.symbols is None else args.symbols
+        return simulated_tables(
+            n_stocks,
+            weekdays_until_yesterday(start),
+            start=f'{start[:4]}-{start[4:6]}-{start[6:]}',
+        )
+    if args.symbols is not None or args.start is not None:
+        raise ConfigError('--symbols and --start are of the simulated market: leave out --data')
+    return real_tables(args.data)
+
+
+def _greeting(server: TushareServer, data: Path | None) -> list[str]:
+    """Return what is served, and lines to paste into a shell."""
+    tables = server.tables
+    n_stocks = len(tables['stock_basic'])
+    days = [row['cal_date'] for row in tables['trade_cal'] if row['is_open']]
+    what = (
+        f'the rows of daily in {data}. Derived from them: adj_factor (pre_close against the last '
+        'close), trade_cal, suspend_d, stk_limit. Made up: stock_basic, daily_basic'
+        if data
+        else 'a simulated market, every row made up'
+    )
+    others = ('fund_basic', 'index_basic')
+    codes = [row['ts_code'] for name in ('stock_basic', *others) for row in tables[name]]
+    return [
+        f'# Serves {what}.',
+        f'# {n_stocks} stocks, {len(codes) - n_stocks} funds and indices, {len(days)} open days '
+        f'from {days[-1]} to {days[0]}. Ctrl-C ends it. To fetch all of it in another shell:',
+        f'export {URL_VARIABLE}={server.url} {TOKEN_VARIABLE}={TOKEN}',
+        f'heqis fetch --symbols {" ".join(codes)} --start {days[-1]} --out output/local_market',
+    ]
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the local Tushare server serves: a simulated market, or real rows of `daily` from CSV.
 
-What the files lack (calendar, factors, limits, basics, names) is made up, the same each time.
+What the files lack is derived where rows tell it (factors from `pre_close`, suspensions and closed
+days from missing rows, limits from the rules), else made up (names, `daily_basic`), the same each
+time.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from heqis_core.bars import AMOUNT, CLOSE, VOLUME, BarStatus
-from heqis_core.io.tushare_endpoints import ENDPOINTS
+from heqis_core.errors import ConfigError, DataError
+from heqis_core.io.tushare_endpoints import ENDPOINTS, parse_day
 from heqis_core.io.tushare_query import UNITS, VENDOR_FIELDS, days_between
 from heqis_core.market import board_of, from_ticks, limit_percent, limit_ticks, to_ticks
 from heqis_core.simulator import MarketSimulator, default_symbols
@@ -25,19 +29,50 @@ Tables = dict[str, list[Row]]
 """Rows by endpoint, each a dictionary of its columns, newest first."""
 
 NAMES = {
-    '600519.SH': '贵州茅台', '000858.SZ': '五 粮 液', '000001.SZ': '平安银行',
-    '000002.SZ': '万  科Ａ', '601318.SH': '中国平安', '300750.SZ': '宁德时代',
-    '000004.SZ': '*ST国华',
+    '600519.SH': '贵州茅台', '000858.SZ': '五 粮 液', '000568.SZ': '泸州老窖',
+    '000001.SZ': '平安银行', '600036.SH': '招商银行', '601166.SH': '兴业银行',
+    '300750.SZ': '宁德时代', '002594.SZ': '比亚迪', '688981.SH': '中芯国际',
+    '002415.SZ': '海康威视',
+    '000002.SZ': '万  科Ａ', '601318.SH': '中国平安', '000004.SZ': '*ST国华',
 }  # fmt: skip
+"""Stocks with names; the first `N_EXAMPLE` are those of config/universe.example.txt."""
+N_EXAMPLE = 10
 FUND, INDICES = '510300.SH', ('000300.SH', '399300.SZ')
 _NO_LIMITS = {'up_limit': 99999.99, 'down_limit': 0.0}
+_CALENDAR_FROM = '19901219'
+_EXCHANGES = {'SH': 'SSE', 'SZ': 'SZSE', 'BJ': 'BSE'}
+
+
+def today() -> str:
+    """Return the day in Shanghai, YYYYMMDD."""
+    return f'{datetime.now(ZoneInfo("Asia/Shanghai")):%Y%m%d}'
+
+
+def weekdays_until_yesterday(start: str) -> int:
+    """Return how many weekdays there are from `start` on; raise ConfigError if there is none."""
+    first = parse_day(start, 'start')
+    n_days = int(np.busday_count(first, parse_day(today(), 'today')))
+    if n_days < 1:
+        raise ConfigError(
+            f'start {start}: no weekday from then until yesterday; choose an earlier'
+        )
+    return n_days
+
+
+def named_stocks(n: int) -> tuple[str, ...]:
+    """Return `n` stocks, those with names first; raise ConfigError if so many cannot be made."""
+    return tuple(dict.fromkeys((*NAMES, *default_symbols(n))))[:n]
 
 
 def simulated_tables(
-    symbols: Sequence[str] | int, n_days: int, *, seed: int = 7, start: str = '2023-01-02'
+    symbols: Sequence[str] | int, n_days: int, *, seed: int = 7, start: date | str = '2023-01-02'
 ) -> Tables:
-    """Return a market of stocks, a fund and an index under two codes, `n_days` weekdays long."""
-    stocks = default_symbols(symbols) if isinstance(symbols, int) else tuple(symbols)
+    """Return a market of stocks, a fund and an index under two codes, `n_days` weekdays long.
+
+    A longer market begins with the rows of a shorter one. Raises ConfigError for symbols or a
+    start that cannot be simulated.
+    """
+    stocks = named_stocks(symbols) if isinstance(symbols, int) else tuple(symbols)
     others = (FUND, INDICES[0])
     simulator = MarketSimulator([*stocks, *others], seed, start)
     daily: dict[str, list[Row]] = {name: [] for name in (*stocks, *others)}
@@ -60,20 +95,35 @@ def simulated_tables(
     tables['index_daily'] = [
         {**row, 'ts_code': code} for code in INDICES for row in daily[INDICES[0]][::-1]
     ]
+    names = {'name': '沪深300ETF', 'status': 'L', 'market': 'E', 'list_date': days[0]}
+    tables['fund_basic'] = [_row('fund_basic', ts_code=FUND, **names)]
+    tables['index_basic'] = [
+        _row(
+            'index_basic',
+            ts_code=code,
+            name='沪深300',
+            market=_EXCHANGES[code[-2:]],
+            list_date=days[0],
+        )
+        for code in INDICES
+    ]
     return tables
 
 
 def real_tables(folder: Path) -> Tables:
-    """Return the rows of CSV files with the columns of `daily`, one file a stock."""
+    """Return the rows of CSV files with the columns of `daily`, any number of stocks in a file.
+
+    Raises DataError for a folder without such files, or a row that is none of `daily`.
+    """
+    paths = sorted(folder.glob('*.csv'))
+    if not paths:
+        raise DataError(f'{folder}: no CSV file; expected a folder of files with rows of daily')
     daily: dict[str, list[Row]] = {}
-    for path in sorted(folder.glob('*.csv')):
-        with path.open(encoding='utf-8', newline='') as file:
-            for cells in csv.DictReader(file):
-                row: Row = {
-                    name: cells[name] if name in ENDPOINTS['daily'].texts else float(cells[name])
-                    for name in ENDPOINTS['daily'].columns
-                }
-                daily.setdefault(row['ts_code'], []).append(row)
+    for path in paths:
+        for row in _read_csv(path):
+            daily.setdefault(row['ts_code'], []).append(row)
+    if not daily:
+        raise DataError(f'{folder}: no row in {len(paths)} CSV files; expected rows of daily')
     for rows in daily.values():
         rows.sort(key=lambda row: row['trade_date'])
     days = sorted({row['trade_date'] for rows in daily.values() for row in rows})
@@ -83,6 +133,39 @@ def real_tables(folder: Path) -> Tables:
         for day in sorted(set(days).difference(row['trade_date'] for row in rows))
     ]
     return _tables(daily, days, suspended)
+
+
+def _read_csv(path: Path) -> list[Row]:
+    columns = ENDPOINTS['daily'].columns
+    rows = []
+    try:
+        with path.open(encoding='utf-8-sig', newline='') as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f'{path}: no column {", ".join(missing)}; expected those of daily: '
+                    f'{", ".join(columns)}'
+                )
+            rows = [_real_row(f'{path}: line {reader.line_num}', cells) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f'{path}: cannot be read: {error}; expected CSV in UTF-8') from error
+    return rows
+
+
+def _real_row(where: str, cells: Mapping[str, str | None]) -> Row:
+    row: Row = {name: cells[name] or '' for name in ENDPOINTS['daily'].texts}
+    if row['ts_code'][-3:] not in {f'.{name}' for name in _EXCHANGES}:
+        raise DataError(f"{where}: ts_code: '{row['ts_code']}'; expected one such as 600519.SH")
+    parse_day(row['trade_date'], f'{where}: trade_date')
+    for name in ENDPOINTS['daily'].numbers:
+        try:
+            row[name] = float(cells[name] or '')
+        except ValueError:
+            row[name] = np.nan
+        if not np.isfinite(row[name]) or (name == 'pre_close' and row[name] <= 0):
+            raise DataError(f"{where}: {name}: '{cells[name]}'; expected a number")
+    return row
 
 
 def _daily_row(symbol: str, day: str, values: Any, before: float) -> Row:
@@ -107,44 +190,33 @@ def _tables(
     """Return all tables of stocks whose rows are given oldest first."""
     tables: Tables = {name: [] for name in ENDPOINTS}
     idle = set(suspended)
-    for index, (name, rows) in enumerate(daily.items()):
+    first_days = {name: rows[0]['trade_date'] if rows else days[0] for name, rows in daily.items()}
+    for name, rows in daily.items():
         by_day = {row['trade_date']: row for row in rows}
-        for n, day in enumerate(days):
+        first = first_days[name]
+        factor, before = 1.0, 0.0
+        for day in days:
+            if day < first:
+                continue
             key = {'ts_code': name, 'trade_date': day}
-            # A factor has rows on days without a bar, too.
-            tables['adj_factor'].append({**key, 'adj_factor': 1.0 + 0.125 * index})
+            row = by_day.get(day)
+            if row is not None:
+                # Ex-right: the exchange's reference price is not the last close.
+                factor *= before / row['pre_close'] if before else 1.0
+                before = row['close']
+            # A factor has rows on days without a bar, too; the vendor gives it four decimals.
+            tables['adj_factor'].append({**key, 'adj_factor': round(factor, 4)})
             if (name, day) in idle:
                 tables['suspend_d'].append({**key, 'suspend_timing': None, 'suspend_type': 'S'})
-            if day not in by_day:
+            if row is None:
                 continue
-            row = by_day[day]
             tables['daily'].append(row)
-            tables['stk_limit'].append({**key, **_limits(row, is_new=n == 0)})
+            tables['stk_limit'].append({**key, **_limits(row, is_new=day == first)})
             tables['daily_basic'].append({**key, **_basic(row)})
     for name in ('daily', 'adj_factor', 'stk_limit', 'daily_basic', 'suspend_d'):
         tables[name].sort(key=lambda row: row['trade_date'], reverse=True)
     tables['trade_cal'] = _calendar(days)
-    tables['stock_basic'] = [_stock(name, days[0]) for name in daily]
-    tables['fund_basic'] = [
-        _row(
-            'fund_basic',
-            ts_code=FUND,
-            name='沪深300ETF',
-            status='L',
-            market='E',
-            list_date=days[0],
-        )
-    ]
-    tables['index_basic'] = [
-        _row(
-            'index_basic',
-            ts_code=code,
-            name='沪深300',
-            market={'SH': 'SSE', 'SZ': 'SZSE'}[code[-2:]],
-            list_date=days[0],
-        )
-        for code in INDICES
-    ]
+    tables['stock_basic'] = [_stock(name, first) for name, first in first_days.items()]
     return tables
 
 
@@ -158,7 +230,7 @@ def _stock(symbol: str, day: str) -> Row:
         ts_code=symbol,
         symbol=symbol[:6],
         name=NAMES.get(symbol, f'模拟{symbol[:6]}'),
-        exchange={'SH': 'SSE', 'SZ': 'SZSE', 'BJ': 'BSE'}[symbol[-2:]],
+        exchange=_EXCHANGES[symbol[-2:]],
         list_status='L',
         list_date=day,
     )
@@ -191,13 +263,16 @@ def _basic(row: Row) -> Row:
 
 
 def _calendar(days: list[str]) -> list[Row]:
-    """Return the calendar of whole years, closed on days between on which no stock has a row."""
+    """Return the calendar as far as the vendor's: closed on every day on which no stock has a row.
+
+    Before its first and after its last day there is no market, so nothing is missing there.
+    """
     open_days = set(days)
     before = ''
     rows = []
-    for day in days_between(f'{days[0][:4]}0101', f'{days[-1][:4]}1231'):
-        is_weekday = date(int(day[:4]), int(day[4:6]), int(day[6:])).weekday() < 5
-        is_open = day in open_days or (is_weekday and not days[0] <= day <= days[-1])
+    last_year = int(max(days[-1], today())[:4])
+    for day in days_between(min(_CALENDAR_FROM, days[0]), f'{last_year + 1}1231'):
+        is_open = day in open_days
         cells = {'cal_date': day, 'is_open': int(is_open), 'pretrade_date': before}
         rows.append({'exchange': 'SSE', **cells})
         before = day if is_open else before

@@ -176,15 +176,37 @@ def ask_calendar(client: TushareClient, start: str, end: str) -> Rows:
 
     The vendor publishes it until the end of a year: days beyond are not there.
 
-    Raises TushareError if a day before the last one is missing.
+    Raises ConfigError if it begins after `start`, TushareError if another day before the last one
+    is missing.
     """
     facts = ENDPOINTS['trade_cal']
-    rows = ask(client, facts, {'exchange': 'SSE', 'start_date': start, 'end_date': end})
-    have = set(rows.columns['cal_date'])
-    gaps = [day for day in days_between(start, max(have, default='')) if day not in have]
-    if gaps:
-        raise _wrong(facts, f'no row of {gaps[0]}')
-    return rows
+
+    def answer(last: str) -> Rows:
+        return ask(client, facts, {'exchange': 'SSE', 'start_date': start, 'end_date': last})
+
+    def whole() -> Rows:
+        rows = answer(end)
+        have = set(rows.columns['cal_date'])
+        first = min(have, default='')
+        if first != start and not len(answer(_day_before(first) if first else end)):
+            # Twice the same, so nothing was lost on the way.
+            raise ConfigError(
+                f'start {start}: the calendar of this server begins on {first}; choose a start '
+                'from then on'
+                if first
+                else f'days {start} to {end}: the calendar of this server has none of them; '
+                'choose others'
+            )
+        gaps = [day for day in days_between(start, max(have, default=start)) if day not in have]
+        if gaps:
+            raise _wrong(facts, f'no row of {gaps[0]}')
+        return rows
+
+    return client.retried(whole, _WrongAnswerError)
+
+
+def _day_before(day: str) -> str:
+    return f'{parse_day(day, "day") - timedelta(1):%Y%m%d}'
 
 
 def days_between(start: str, end: str) -> list[str]:

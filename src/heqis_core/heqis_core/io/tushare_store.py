@@ -32,6 +32,7 @@ from heqis_core.io.tushare_endpoints import Endpoint, Rejected, Rows
 BARS_FILE = 'bars.parquet'
 _ROWS_FILE = 'rows.parquet'
 _VENDOR, _STAGE, _TEMPORARY, _LOCK = '_vendor', '_stage', '_tmp', '.lock'
+_SYMBOL = 'symbol='
 _META = b'heqis'
 _TS_CODE = re.compile(r'[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*')
 _VERSION = 1
@@ -65,8 +66,10 @@ class Changes(NamedTuple):
 def lock_store(root: Path) -> Iterator[None]:
     """Hold the store for this process alone, and clear what a killed one left half written.
 
-    Raises DataError if another process holds it, or the folder cannot be written.
+    Raises DataError if another process holds it, the folder cannot be written, or holds something
+    else.
     """
+    _refuse_other_content(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         file = (root / _LOCK).open('w')
@@ -82,6 +85,20 @@ def lock_store(root: Path) -> Iterator[None]:
         shutil.rmtree(root / _TEMPORARY, ignore_errors=True)
         yield
         shutil.rmtree(root / _TEMPORARY, ignore_errors=True)
+
+
+def _refuse_other_content(root: Path) -> None:
+    """Raise DataError for a folder with files, none of which is of a store."""
+    if not root.is_dir():
+        return
+    names = {path.name for path in root.iterdir()}
+    # A run that ended before its first table leaves just these.
+    others = sorted(names - {_LOCK, _STAGE, _TEMPORARY})
+    is_store = _VENDOR in names or any(name.startswith(_SYMBOL) for name in names)
+    if others and not is_store:
+        raise DataError(
+            f'{root}: holds {others[0]} and nothing of a store; choose a new or an empty folder'
+        )
 
 
 def rows_path(root: Path, endpoint: str, symbol: str = '') -> Path:
@@ -101,7 +118,7 @@ def bars_path(root: Path, symbol: str) -> Path:
 def _symbol_folder(symbol: str) -> str:
     if not _TS_CODE.fullmatch(symbol):
         raise DataError(f'{symbol!r} is no ts_code; expected one such as 600519.SH')
-    return f'symbol={symbol}'
+    return f'{_SYMBOL}{symbol}'
 
 
 def list_path(root: Path, name: str) -> Path:

@@ -6,8 +6,11 @@ It posts as `requests` would, and lets nothing through but a whole answer with H
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
+import socket
+import ssl
 import time
 from collections.abc import Mapping
 from enum import Enum
@@ -27,6 +30,8 @@ _MAX_BYTES = 64 << 20
 _CHUNK = 1 << 16
 _SHOWN = 160
 """Characters of a vendor's text that an error shows."""
+_WRAPPERS = ('ConnectionError', 'MaxRetryError', 'ProxyError')
+"""Errors of requests and urllib3 that say only that there is another one inside."""
 
 
 class TushareKind(Enum):
@@ -168,9 +173,8 @@ class Transport:
             response.raw.release_conn()
             response = None
         except self._errors as error:
-            raise TushareError(
-                TushareKind.NETWORK, api_name, f'{type(error).__name__}: {str(error)[:_SHOWN]}'
-            ) from None
+            text = _network_text(url, error, self._timeout_s)
+            raise TushareError(TushareKind.NETWORK, api_name, text) from None
         finally:
             if response is not None:
                 response.close()
@@ -178,6 +182,45 @@ class Transport:
         if self.body['code'] == 0:
             self.page = _page(api_name, self.body)
         return _Answer(raw.decode())
+
+
+def _network_text(url: str, error: Exception, timeout_s: float) -> str:
+    """Return host, port and the first cause that has a name of its own."""
+    parts = urlsplit(url)
+    place = f'{parts.hostname}:{parts.port or (443 if parts.scheme == "https" else 80)}'
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        # requests and urllib3 hand over what they wrap as an argument, or raise from it.
+        wrapped = [one for one in cause.args if isinstance(one, BaseException)]
+        cause = cause.__cause__ or cause.__context__ or next(iter(wrapped), None)
+    if any(type(one).__name__ == 'ProxyError' for one in chain):
+        place += ' through the proxy of the environment'
+    for one in chain:
+        text = _cause_text(one, timeout_s)
+        if text:
+            return f'{place}: {text}'
+    inner = next((one for one in chain if type(one).__name__ not in _WRAPPERS), error)
+    shown = str(inner)
+    shown = shown if len(shown) <= _SHOWN else f'{shown[:_SHOWN]}…'
+    return f'{place}: {type(inner).__name__}: {shown}'
+
+
+def _cause_text(error: BaseException, timeout_s: float) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return 'connection refused'
+    if isinstance(error, socket.gaierror):
+        return 'name not known'
+    if isinstance(error, TimeoutError):
+        return f'time-out after {timeout_s:g} s'
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f'certificate not accepted: {error.verify_message}'
+    if isinstance(error, http.client.RemoteDisconnected):
+        return 'connection closed without an answer'
+    if isinstance(error, http.client.IncompleteRead):
+        return 'connection closed in the middle of the answer'
+    return error.strerror.lower() if isinstance(error, OSError) and error.strerror else ''
 
 
 def _http_error(api_name: str, response: Any) -> TushareError:
