@@ -40,7 +40,6 @@ _ERROR_SHOWN = 120
 """Characters in the table; the JSON has all of it."""
 _GAPS_SHOWN = 3
 _COLUMNS = ('symbol', 'date', *BAR_FIELDS, 'adj_factor')
-_OUT_SUFFIXES = ('.csv', '.parquet')
 
 EXAMPLES = """examples:
   heqis data check prices/                        # every CSV and Parquet file of a folder
@@ -148,10 +147,8 @@ def _day(text: str) -> int:
 def run_adjust(args: argparse.Namespace) -> int:
     """Write adjusted prices, say what became of the rows; return the exit status."""
     path, out = Path(args.path), args.out
-    if out.suffix.lower() not in _OUT_SUFFIXES:
-        raise ConfigError(
-            f'--out {out}: expected a name that ends in {" or ".join(_OUT_SUFFIXES)}'
-        )
+    if out.suffix.lower() not in ('.csv', '.parquet'):
+        raise ConfigError(f'--out {out}: expected a name that ends in .csv or .parquet')
     check_out(out, path, '--out')
     series, report = read_series(args.path, tz=args.tz, close_time=args.close_time)
     traded = [one for one in series if np.isfinite(one.values[CLOSE]).any()]
@@ -213,8 +210,8 @@ def _check_as_of(path: Path, series: Sequence[Series], as_of_day: int) -> None:
         )
     if as_of_day > last:
         print(
-            f'--qfq {_date(as_of_day)}: {path} ends on {_date(last)}: prices are as of that day, '
-            'without what came after it',
+            f'--qfq {_date(as_of_day)}: {path} ends on {_date(last)}: prices are as of its end, '
+            'and an ex-date after it is not known',
             file=sys.stderr,
         )
 

@@ -35,7 +35,7 @@ from heqis_core.errors import ConfigError, DataError
 from heqis_core.features.kinds import KINDS
 from heqis_core.features.spec import FeatureItem, FeatureSpec, full_spec
 from heqis_core.features.state import FeatureState
-from heqis_core.io.files import load_bars
+from heqis_core.io.files import check_out, load_bars
 
 FACTOR = 'adj_factor'
 TURNOVER = 'turnover_rate'
@@ -171,11 +171,7 @@ def _paths(args: argparse.Namespace) -> tuple[Path, Path]:
     bars, out = args.bars, args.out
     if out.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f'--out {out}: expected a name that ends in {" or ".join(_SUFFIXES)}')
-    if bars.resolve() in (out.resolve(), out.resolve().parent):
-        raise ConfigError(
-            f'--out {out}: it would stand among the bars of {bars}, and be read as bars next '
-            'time; name a file in another folder'
-        )
+    check_out(out, bars, '--out')
     return bars, out
 
 
