@@ -165,6 +165,51 @@ def test_nobody_listens_is_a_network_error(clock: Clock) -> None:
     with pytest.raises(TushareError) as caught:
         basics(client)
     assert caught.value.kind == TushareKind.NETWORK
+    place = url.split('/')[2]
+    assert str(caught.value).startswith(
+        f'Tushare daily_basic: network: {place}: connection refused; check the network'
+    )
+
+
+@pytest.mark.parametrize(
+    ('fault', 'text'),
+    [
+        ('time_out', 'time-out after 0.4 s'),
+        ('hang_up', 'connection closed without an answer'),
+        ('half_body', 'connection closed in the middle of the answer'),
+    ],
+)
+def test_a_network_error_names_host_port_and_cause_and_nothing_more(
+    server: TushareServer, clock: Clock, fault: str, text: str
+) -> None:
+    client = TushareClient(
+        TOKEN, url=server.url, timeout_s=0.4, attempts=1, clock=clock, sleep=clock.sleep
+    )
+    server.always['daily_basic'] = fault
+    with pytest.raises(TushareError) as caught:
+        basics(client)
+    place = server.url.split('/')[2]
+    assert f': network: {place}: {text}; check' in str(caught.value)
+
+
+def test_an_old_error_that_is_being_handled_is_not_taken_for_the_cause(clock: Clock) -> None:
+    with TushareServer(TABLES) as server:
+        url = server.url
+    client = TushareClient(TOKEN, url=url, attempts=1, clock=clock, sleep=clock.sleep)
+    try:
+        raise ConnectionResetError(104, 'An older one')
+    except ConnectionResetError:
+        with pytest.raises(TushareError, match='connection refused'):
+            basics(client)
+
+
+def test_a_host_that_is_not_known_is_named(clock: Clock) -> None:
+    client = TushareClient(
+        TOKEN, url='https://host.invalid', attempts=1, clock=clock, sleep=clock.sleep
+    )
+    client._transport._session.trust_env = False
+    with pytest.raises(TushareError, match=r'network: host\.invalid:443: name not known; check'):
+        basics(client)
 
 
 def test_the_limit_that_the_vendor_names_is_kept_from_then_on(

@@ -159,6 +159,33 @@ def test_a_calendar_without_a_day_is_refused(server: TushareServer, client: Tush
         ask_calendar(client, '20230101', '20230131')
 
 
+def test_a_first_day_that_was_lost_on_the_way_is_asked_for_again(
+    server: TushareServer, client: TushareClient
+) -> None:
+    server.misbehave('empty_frame', api_name='trade_cal')
+    assert len(ask_calendar(client, '20230101', '20230131')) == 31
+    assert client.counts['retry_protocol'] == 1
+
+
+@pytest.mark.parametrize(
+    ('start', 'message'),
+    [
+        ('20230101', 'start 20230101: the calendar of this server begins on 20230111'),
+        ('20221201', 'start 20221201: the calendar of this server begins on 20230111'),
+    ],
+)
+def test_a_start_before_the_calendar_is_no_fault_of_the_protocol(
+    server: TushareServer, client: TushareClient, start: str, message: str
+) -> None:
+    server.tables['trade_cal'] = [
+        row for row in server.tables['trade_cal'] if row['cal_date'] > '20230110'
+    ]
+    with pytest.raises(ConfigError, match=message):
+        ask_calendar(client, start, '20230131')
+    with pytest.raises(ConfigError, match='has none of them'):
+        ask_calendar(client, '20230101', '20230105')
+
+
 def test_days_between_are_all_days_of_the_calendar() -> None:
     assert days_between('20240228', '20240301') == ['20240228', '20240229', '20240301']
     assert days_between('20240302', '20240301') == []

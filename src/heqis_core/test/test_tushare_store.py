@@ -54,6 +54,28 @@ def test_missing_days_are_exactly_those_that_no_range_covers(
         assert store.shift_day(end, 1) < start, 'touching ranges are one'
 
 
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / 'notes.txt').write_text('mine')
+    with (
+        pytest.raises(DataError, match=r'holds notes\.txt and nothing of a store'),
+        store.lock_store(tmp_path),
+    ):
+        raise AssertionError('not refused')
+    assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
+
+
+@pytest.mark.parametrize('folder', ['', '_stage', '_tmp', '_vendor', 'symbol=600519.SH'])
+def test_an_empty_folder_and_a_store_with_other_files_are_taken(
+    tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    if folder in ('_vendor', 'symbol=600519.SH'):
+        (tmp_path / 'notes.txt').write_text('mine')
+    for _ in range(2):
+        with store.lock_store(tmp_path):
+            assert (tmp_path / '.lock').exists()
+
+
 @given(st.sets(st.sampled_from(DAYS)), st.lists(day_ranges, max_size=4))
 def test_any_order_of_partial_fetches_gives_the_bytes_of_one_whole_fetch(
     tmp_path_factory: pytest.TempPathFactory,

@@ -337,6 +337,37 @@ def test_what_cannot_be_fetched_is_a_named_error(
         run('a', **options)
 
 
+def test_days_outside_the_market_of_the_server_are_closed_and_nothing_is_missing(
+    server: TushareServer, run: Fetch
+) -> None:
+    outcome = run('a', start='20150101', end='20240531')
+    assert not outcome.holes
+    assert outcome.bars['valid'] + outcome.bars['suspended'] == len(
+        server.tables['daily'] + server.tables['suspend_d'] + server.tables['fund_daily']
+    ) + sum(row['ts_code'] == NAMES[-1] for row in server.tables['index_daily'])
+
+
+def test_an_end_after_the_calendar_is_named(server: TushareServer, run: Fetch) -> None:
+    server.tables['trade_cal'] = [
+        row for row in server.tables['trade_cal'] if row['cal_date'] <= '20231231'
+    ]
+    with pytest.raises(
+        ConfigError, match='end 20240531: the calendar of this server ends on 2023'
+    ):
+        run('a', end='20240531')
+
+
+def test_a_folder_of_something_else_stays_as_it_is_and_nothing_is_asked(
+    server: TushareServer, run: Fetch, tmp_path: Path
+) -> None:
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'thesis.txt').write_text('mine')
+    with pytest.raises(DataError, match=r'thesis\.txt'):
+        run('a')
+    assert tree(tmp_path / 'a') == {'thesis.txt': b'mine'}
+    assert not server.questions
+
+
 def test_the_whole_store_loads_as_one_table(
     server: TushareServer, run: Fetch, tmp_path: Path
 ) -> None:

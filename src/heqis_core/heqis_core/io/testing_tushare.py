@@ -25,7 +25,7 @@ from heqis_core.io.testing_tushare_tables import (
     weekdays_until_yesterday,
 )
 from heqis_core.io.tushare_client import TOKEN_VARIABLE, URL_VARIABLE
-from heqis_core.io.tushare_endpoints import ENDPOINTS, Endpoint, parse_day
+from heqis_core.io.tushare_endpoints import ENDPOINTS, Endpoint
 
 TOKEN = 'token-of-the-local-server'
 RATE_TEXT = '抱歉，您每分钟最多访问该接口{}次，权限的具体详情访问：https://tushare.pro/document/1'

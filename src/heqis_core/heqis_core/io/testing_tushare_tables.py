@@ -53,9 +53,7 @@ def weekdays_until_yesterday(start: str) -> int:
     first = parse_day(start, 'start')
     n_days = int(np.busday_count(first, parse_day(today(), 'today')))
     if n_days < 1:
-        raise ConfigError(
-            f'start {start}: no weekday from then until yesterday; choose an earlier'
-        )
+        raise ConfigError(f'start {start}: no weekday until yesterday; choose an earlier one')
     return n_days
 
 
@@ -84,10 +82,13 @@ def simulated_tables(
         moment = datetime.fromtimestamp(block.event_time_ns / 1e9, timezone.utc)
         days.append(f'{moment:%Y%m%d}')
         for s, name in enumerate(block.symbols):
-            if block.status[s] != BarStatus.VALID:
+            values = block.values[:, s]
+            if name in others:
+                values = _other_values(values, before[name] or 1.0, is_fund=name == FUND)
+            elif block.status[s] != BarStatus.VALID:
                 suspended.append((name, days[-1]))
                 continue
-            row = _daily_row(name, days[-1], block.values[:, s], before[name])
+            row = _daily_row(name, days[-1], values, before[name])
             before[name] = row['close']
             daily[name].append(row)
     tables = _tables({name: daily[name] for name in stocks}, days, suspended)
@@ -166,6 +167,15 @@ def _real_row(where: str, cells: Mapping[str, str | None]) -> Row:
         if not np.isfinite(row[name]) or (name == 'pre_close' and row[name] <= 0):
             raise DataError(f"{where}: {name}: '{cells[name]}'; expected a number")
     return row
+
+
+def _other_values(values: Any, before: float, *, is_fund: bool) -> Any:
+    """Return the bar of a fund or an index, which the simulator makes as those of stocks."""
+    if not np.isfinite(values[CLOSE]):
+        # Funds and indices are not suspended: the price stands still, and one lot is traded.
+        return np.array([before] * 4 + [UNITS[VOLUME], UNITS[VOLUME] * before])
+    # A tenth has the tick of a fund, 0.001 CNY, and so its limits.
+    return values * np.array([0.1] * 4 + [1.0, 0.1]) if is_fund else values
 
 
 def _daily_row(symbol: str, day: str, values: Any, before: float) -> Row:
