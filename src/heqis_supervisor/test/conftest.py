@@ -222,9 +222,7 @@ class World:
     def _process_beat(self, process: SimProcess) -> ProcessBeat:
         board, _, name = process.key.partition('/')
         nodes = tuple(
-            NodeBeat(
-                n.name, int(n.state), n.spin, n.progress, n.pending, n.counters, info=n.info
-            )
+            NodeBeat(n.name, int(n.state), n.spin, n.progress, n.pending, n.counters, info=n.info)
             for n in process.nodes
         )
         return ProcessBeat(
