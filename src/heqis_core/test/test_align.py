@@ -322,6 +322,20 @@ def test_a_restart_goes_on_with_the_same_blocks_when_sources_repeat_themselves(r
     assert repeated == again
 
 
+def test_a_bar_that_never_came_out_is_late_after_a_restart_and_not_repeated() -> None:
+    """The funds were silent when the process died; their bar of that time comes only now."""
+    before = aligner()
+    put(before, block(10, {'A': 1.0}))
+    assert before.pop(frozenset({'funds', 'plant'})) is not None
+    after = aligner()
+    after.load(before.save())
+    put(after, block(10, {'A': 1.0}))
+    put(after, block(10, {'C': 5.0}, OTHER))
+    assert after.ledger.counts['stocks'][Fate.REPEATED.value] == 1
+    assert after.ledger.counts['funds'] == {Fate.LATE.value: 1}
+    assert after.ledger.take_refused()[0][0] is Fate.LATE
+
+
 @pytest.mark.parametrize(
     ('feeds', 'channels', 'words'),
     [

@@ -91,7 +91,8 @@ class SourceGroup:
             fates = self._aligner.ledger.counts[name]
             lost = {fate.value: fates[fate.value] for fate in KEPT_APART if fates[fate.value]}
             own = one.source.counts if isinstance(one, JoinedBars) else {}
-            total = Counter(own) + Counter(lost) + self._rejected[name]
+            # Copies, here and below: the timer of a node reads what another thread writes.
+            total = Counter(own) + Counter(lost) + Counter(self._rejected[name])
             counts.update({f'{name}.{reason}': n for reason, n in total.items()})
         return counts
 
@@ -101,7 +102,7 @@ class SourceGroup:
         return {
             f'{name}.{fate}': n
             for name, counts in self._aligner.ledger.counts.items()
-            for fate, n in counts.items()
+            for fate, n in dict(counts).items()
         }
 
     @property
@@ -120,7 +121,7 @@ class SourceGroup:
         return {
             f'{one.feed.name}.{name}': n
             for one in self._joined
-            for name, n in (
+            for name, n in dict(
                 one.counters if isinstance(one, JoinedBars) else one.source.counts
             ).items()
         }

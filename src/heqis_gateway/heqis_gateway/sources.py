@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -30,6 +30,23 @@ _LIVE_WAIT_MS = 2_000
 
 Log = Callable[[str], None]
 Keep = Callable[[QuarantineRow], None]
+
+
+class Place(NamedTuple):
+    """Where a sources file stands, and who is told of what its sources refuse."""
+
+    folder: Path
+    log: Log
+    keep: Keep
+    quarantine: str
+    """File of the group's refused rows; empty keeps none."""
+
+    def quarantine_of(self, name: str) -> str:
+        """Return the file of the rows that loading a source's files refuses."""
+        if not self.quarantine:
+            return ''
+        file = Path(self.quarantine)
+        return str(file.with_name(f'{file.stem}-{name}{file.suffix}'))
 
 
 class _Named(Struct, kw_only=True, forbid_unknown_fields=True, tag_field='kind'):
@@ -71,15 +88,16 @@ class FileBars(_Named, kw_only=True, tag='file'):
     timezone: str = 'Asia/Shanghai'
     close_time: str = '15:00'
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Load the file."""
         config = SourceConfig(
             'file',
-            str(folder / self.path),
+            str(place.folder / self.path),
             self.symbols or 0,
             tz=self.timezone,
             close_time=self.close_time,
             channels=self.columns,
+            quarantine=place.quarantine_of(self.name),
         )
         source = open_source(config)
         return JoinedBars(self.feed(source.symbols), source, self.wait_s(-1))
@@ -93,7 +111,7 @@ class SimulatedBars(_Named, kw_only=True, tag='simulator'):
     start_date: str = '2021-01-04'
     limit: int = 0
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Make the simulator."""
         config = SourceConfig(
             'simulator',
@@ -133,7 +151,7 @@ class TushareBars(_Tushare, kw_only=True, tag='tushare'):
 
     endpoint: Literal['daily', 'fund_daily', 'index_daily'] = 'daily'
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Make the source; it asks when it is opened."""
         from heqis_core.io.tushare_source import TushareSource
 
@@ -147,7 +165,7 @@ class TushareColumns(_Tushare, kw_only=True, tag='tushare_readings'):
     columns: list[str]
     endpoint: Literal['daily_basic', 'adj_factor', 'stk_limit'] = 'daily_basic'
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Make the source; it asks when it is opened."""
         from heqis_core.io.tushare_source import TushareReadings
 
@@ -162,12 +180,12 @@ class ModbusChannels(_Named, kw_only=True, tag='modbus'):
 
     map: str
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Read the map; the connection is made when it is opened."""
         from heqis_core.io.modbus_map_file import load_map
         from heqis_core.io.modbus_source import ModbusSource
 
-        source = ModbusSource(load_map(folder / self.map), log)
+        source = ModbusSource(load_map(place.folder / self.map), place.log)
         return JoinedReadings(self.feed(), source, self.wait_s(0))
 
 
@@ -208,11 +226,11 @@ class _Feed(_Named, kw_only=True):
 class FeedOfBars(_Feed, kw_only=True, tag='feed'):
     """Bars that a program sends over ZeroMQ (docs/feed.md)."""
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Make the source; it listens when it is opened."""
         from heqis_core.io.zmq_feed import FeedBars
 
-        source = FeedBars(self.config(folder), log, self.refuser(keep))
+        source = FeedBars(self.config(place.folder), place.log, self.refuser(place.keep))
         return JoinedBars(
             self.feed(source.symbols), source, self.wait_s(_LIVE_WAIT_MS), True, source.counters
         )
@@ -221,11 +239,11 @@ class FeedOfBars(_Feed, kw_only=True, tag='feed'):
 class FeedOfReadings(_Feed, kw_only=True, tag='feed_readings'):
     """Readings and ticks that a program sends over ZeroMQ (docs/feed.md)."""
 
-    def join(self, folder: Path, log: Log, keep: Keep) -> Joined:
+    def join(self, place: Place) -> Joined:
         """Make the source; it listens when it is opened."""
         from heqis_core.io.zmq_feed import FeedReadings
 
-        source = FeedReadings(self.config(folder), log, self.refuser(keep))
+        source = FeedReadings(self.config(place.folder), place.log, self.refuser(place.keep))
         return JoinedReadings(self.feed(), source, self.wait_s(0))
 
 
@@ -280,7 +298,8 @@ def open_group(path: str | Path, quarantine: Path | str = '', log: Log = print) 
 
     Args:
         path: YAML file; paths in it are relative to its folder.
-        quarantine: CSV file that keeps what is refused; empty keeps nothing.
+        quarantine: CSV file that keeps what is refused, beside it one for the files of each source
+            (`quarantine-NAME.csv`); empty keeps nothing.
         log: told of problems of sources.
 
     Raises ConfigError or DataError that names the file, and the line or the source.
@@ -289,8 +308,9 @@ def open_group(path: str | Path, quarantine: Path | str = '', log: Log = print) 
     file = read_sources(path)
     kept = Quarantine(quarantine) if quarantine else None
     keep: Keep = kept.keep if kept else lambda _row: None
+    place = Place(path.parent, log, keep, str(quarantine))
     try:
-        joined = [source.join(path.parent, log, keep) for source in file.sources]
+        joined = [source.join(place) for source in file.sources]
         return SourceGroup(
             joined,
             [_channel(rule) for rule in file.channels],

@@ -71,6 +71,16 @@ def test_two_files_become_one_stream(tmp_path) -> None:
     assert status.tolist() == [[valid, no], [valid, valid], [no, valid], [valid, valid]]
 
 
+def test_rows_that_loading_a_file_refuses_are_kept_beside_the_quarantine(tmp_path) -> None:
+    write(tmp_path, CSV + 'AAA,2024-01-02,1,1,1,1,5\nAAA,2024-01-03,1,0.5,1,1,5\n', 'a.csv')
+    file = write(tmp_path, 'sources:\n- {name: a, kind: file, path: a.csv}\n')
+    group = open_group(file, tmp_path / 'kept' / 'quarantine.csv')
+    assert group.counts == {'a.high_below_low': 1}
+    kept = (tmp_path / 'kept' / 'quarantine-a.csv').read_text().splitlines()
+    assert len(kept) == 2
+    assert 'high_below_low' in kept[1]
+
+
 def test_a_column_of_a_file_is_joined_as_of_its_day(tmp_path) -> None:
     """The second day lacks the column; a tolerance of nothing makes it missing there."""
     head = CSV.rstrip() + ',turnover_rate\n'
@@ -100,9 +110,10 @@ def test_a_feed_beside_a_simulator_and_readings_of_a_program_are_joined(tmp_path
     try:
         by_name = {one.feed.name: one.source for one in group._joined}
         deadline_s = time.monotonic() + DEADLINE_S
-        while any(source.endpoint.endswith(':0') for source in by_name.values()):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_until(
+            lambda: not any(source.endpoint.endswith(':0') for source in by_name.values()),
+            DEADLINE_S,
+        )
         now = time.time_ns() - 10**9
         with zmq.Context() as context:
             for name, kind, row in (

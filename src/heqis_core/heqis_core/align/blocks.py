@@ -83,7 +83,9 @@ class Aligner:
         self._drafts: dict[int, _Draft] = {}
         self._times: list[int] = []
         self._out_ns = NEVER_NS
-        self._resumed_ns = NEVER_NS
+        # Of each feed: the newest bar that is out, now and when this began.
+        self._shown_ns = dict.fromkeys(self.feeds, NEVER_NS)
+        self._resumed_ns = dict.fromkeys(self.feeds, NEVER_NS)
         self._done: deque[BarBlock] = deque(maxlen=amend)
         self._amended: deque[BarBlock] = deque()
 
@@ -174,11 +176,23 @@ class Aligner:
         What is pending is not in it: block sources hand it over again from their cursors.
         """
         counts = {name: dict(counts) for name, counts in self.ledger.counts.items()}
-        return {'out_ns': self._out_ns, 'last': self._readings.save(), 'counts': counts}
+        return {
+            'out_ns': self._out_ns,
+            'shown_ns': dict(self._shown_ns),
+            'last': self._readings.save(),
+            'counts': counts,
+        }
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Go on after `save`: rows at or before what came out then count as repeated, not late."""
-        self._out_ns = self._resumed_ns = int(saved['out_ns'])
+        """Go on after `save`.
+
+        Bars at or before the last one of their feed that came out then count as repeated; those
+        after it that come too late for their block are late, as without a restart.
+        """
+        self._out_ns = int(saved['out_ns'])
+        for name, shown_ns in saved['shown_ns'].items():
+            if name in self.feeds:
+                self._shown_ns[name] = self._resumed_ns[name] = int(shown_ns)
         self._readings.load(saved['last'], self._out_ns)
         for name, counts in saved['counts'].items():
             if name in self.ledger.counts:
@@ -230,7 +244,7 @@ class Aligner:
 
     def _late(self, feed: str, block: BarBlock, columns: Ints, said: Ints) -> None:
         now = block.event_time_ns
-        if now <= self._resumed_ns:
+        if now <= self._resumed_ns[feed]:
             self.ledger.count(feed, Fate.REPEATED, len(said))
             return
         place = next((k for k, done in enumerate(self._done) if done.event_time_ns == now), None)
@@ -264,6 +278,8 @@ class Aligner:
         there = _there(draft)
         for name, columns in self._columns.items():
             self.ledger.count(name, Fate.DELIVERED, int(there[columns].sum()))
+            if (draft.status[columns] != BarStatus.NO_BAR).any():
+                self._shown_ns[name] = now
         extra = self._readings.join(now) if self.channels else None
         return BarBlock(
             now, self.symbols, draft.values, draft.status, 0, draft.ingest_ns, self.channels, extra

@@ -173,10 +173,13 @@ class TushareSource:
         client = self._client
         assert client is not None
         rows = fetch_daily(client, self.symbols, first, last, endpoint=self._endpoint)
-        for reason, n in rows.rejected.items():
-            self.counts[reason] = self.counts.get(reason, 0) + n
         days = sorted(set(rows.days))
         suspended = self._suspended(client, days) if days and self._endpoint == 'daily' else set()
+        # Only now: a question that fails is asked again as a whole.
+        counts = dict(self.counts)
+        for reason, n in rows.rejected.items():
+            counts[reason] = counts.get(reason, 0) + n
+        self.counts = counts
         column = {symbol: index for index, symbol in enumerate(self.symbols)}
         place = {day: index for index, day in enumerate(days)}
         shape = len(days), len(BAR_FIELDS), len(self.symbols)
