@@ -102,17 +102,16 @@ class Bundle:
         """Return the encoder's model file, None if the bundle has no encoder."""
         return self.path / self.manifest.encoder.file if self.manifest.encoder else None
 
-    def generator(self, name: str | None = None) -> GeneratorPart:
-        """Return the generator of that name, by default the served one, or raise BundleError."""
-        wanted = name or self.manifest.served
+    def generator(self, name: str) -> GeneratorPart:
+        """Return the generator of that name, or raise BundleError."""
         for part in self.manifest.generators:
-            if part.name == wanted:
+            if part.name == name:
                 return part
         known = [part.name for part in self.manifest.generators]
-        raise BundleError(f'{self.path}: no generator {wanted!r}, the bundle has {known}')
+        raise BundleError(f'{self.path}: no generator {name!r}, the bundle has {known}')
 
-    def generator_path(self, name: str | None = None) -> Path:
-        """Return the model file of that generator, by default of the served one."""
+    def generator_path(self, name: str) -> Path:
+        """Return the model file of that generator."""
         return self.path / self.generator(name).file
 
     def features_id(self, engine_kind: str) -> str:

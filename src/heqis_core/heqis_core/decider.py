@@ -16,6 +16,7 @@ from heqis_core.bundle import Bundle
 from heqis_core.decision import Decisions, Predictions, Reason
 from heqis_core.engine import Engine, infer_tiled
 from heqis_core.frame import FeatureFrame, Stage, stamp
+from heqis_core.manifest import ENSEMBLE
 from heqis_core.strategy import StrategyConfig, decide
 from heqis_core.windows import Windows
 
@@ -53,9 +54,10 @@ class Decider:
         window: rows of the longest window.
         horizon: frames within which those rows must lie.
         generators: what the bundle holds.
-        served: name of the generator that the strategy uses.
+        served: name of the generator that the strategy uses, or `ensemble`.
         strategy: thresholds.
         bundle_id: id of the bundle.
+        members: generators whose mean is the ensemble; empty without one.
     """
 
     def __init__(
@@ -68,12 +70,16 @@ class Decider:
         served: str,
         strategy: StrategyConfig,
         bundle_id: str,
+        members: Sequence[str] = (),
     ) -> None:
         self.symbols = tuple(symbols)
         self.bundle_id = bundle_id
         self.served = served
         self._generators = tuple(generators)
-        self._served_index = [g.name for g in self._generators].index(served)
+        names = [generator.name for generator in self._generators]
+        self._members = [names.index(name) for name in members]
+        self._names = (*names, ENSEMBLE) if members else tuple(names)
+        self._served_index = self._names.index(served)
         self._strategy = strategy
         self._valid_for_ns = int(strategy.valid_for_s * 1e9)
         self._horizon = horizon
@@ -101,6 +107,7 @@ class Decider:
             manifest.served,
             manifest.strategy,
             bundle.bundle_id,
+            manifest.ensemble.members if manifest.ensemble else (),
         )
 
     def close(self) -> None:
@@ -169,7 +176,7 @@ class Decider:
     def _infer(
         self, which: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        shape = (len(self._generators), len(self.symbols))
+        shape = (len(self._names), len(self.symbols))
         log_return = np.full(shape, np.nan, np.float32)
         probabilities = np.full((*shape, 3), np.nan, np.float32)
         if len(which):
@@ -179,6 +186,9 @@ class Decider:
                 out = infer_tiled(generator.engine, rows, generator.tile)
                 log_return[g, which] = cast('npt.NDArray[np.float32]', out['log_return'])
                 probabilities[g, which] = cast('npt.NDArray[np.float32]', out['probabilities'])
+        if self._members:
+            log_return[-1] = mean_of(log_return[self._members])
+            probabilities[-1] = mean_of(probabilities[self._members])
         return log_return, probabilities
 
     def _predictions(
@@ -187,7 +197,6 @@ class Decider:
         log_return: npt.NDArray[np.float32],
         probabilities: npt.NDArray[np.float32],
     ) -> Predictions:
-        names = tuple(generator.name for generator in self._generators)
         return Predictions(
             frame.stream,
             frame.epoch,
@@ -195,12 +204,21 @@ class Decider:
             frame.event_time_ns,
             frame.revision,
             self.bundle_id,
-            names,
+            self._names,
             self.served,
             frame.symbols,
             log_return,
             probabilities,
         )
+
+
+def mean_of(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the mean over the first axis, added up in order, so that it has one result."""
+    total = answers[0].copy()
+    for answer in answers[1:]:
+        total += answer
+    total /= np.float32(len(answers))
+    return total
 
 
 def _tensors(frame: FeatureFrame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:

@@ -18,9 +18,11 @@ import msgspec
 from heqis_core.errors import BundleError
 from heqis_core.strategy import StrategyConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = 'manifest.json'
 CLASSES = ('down', 'flat', 'up')
+ENSEMBLE = 'ensemble'
+"""Name under which the mean of several generators is served."""
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 512 << 20
@@ -88,6 +90,22 @@ class GeneratorPart(_Part, frozen=True):
     window: Count
 
 
+class EnsemblePart(_Part, frozen=True):
+    """The mean of the answers of these generators, each weighing the same."""
+
+    members: Annotated[tuple[Name, ...], msgspec.Meta(min_length=2)]
+
+
+class SelectionPart(_Part, frozen=True):
+    """Why the served generator is served: the figure of each candidate, the lowest wins.
+
+    `rule` says what the figure is and on which part of the data it was measured.
+    """
+
+    rule: str
+    scores: dict[str, float]
+
+
 class DataPart(_Part, frozen=True):
     """The bars that training touched: nothing after `last_ns`."""
 
@@ -101,17 +119,15 @@ class DataPart(_Part, frozen=True):
 class MetricRow(_Part, frozen=True):
     """One line of the metrics table: a model or a floor, on one part of the data.
 
-    Intervals are 95 % bootstrap intervals [low, high]; None where a figure does not apply.
+    `figures` by name (`mape_pct`, `accuracy_pct`, …), each left out where it does not apply;
+    `intervals` holds the 95 % bootstrap interval [low, high] of those that have one.
     """
 
     model: str
     part: str
-    samples: int
-    mape_pct: float | None = None
-    mape_interval_pct: tuple[float, float] | None = None
-    accuracy_pct: float | None = None
-    accuracy_interval_pct: tuple[float, float] | None = None
-    gross_return_pct: float | None = None
+    samples: Annotated[int, msgspec.Meta(ge=0)]
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = {}
 
 
 class Provenance(_Part, frozen=True):
@@ -121,6 +137,7 @@ class Provenance(_Part, frozen=True):
     seed: int
     settings: dict[str, int | float | str | None]
     packages: dict[str, str]
+    selection: SelectionPart
     metrics: tuple[MetricRow, ...]
     metrics_note: str
     training_s: float
@@ -137,6 +154,7 @@ class Manifest(_Part, frozen=True):
     encoder: EncoderPart | None
     window: WindowPart
     generators: tuple[GeneratorPart, ...]
+    ensemble: EnsemblePart | None
     served: str
     classes: tuple[str, ...]
     flat_band: float
@@ -158,6 +176,11 @@ class Manifest(_Part, frozen=True):
         """Return the file of each model by name: `encoder`, if there is one, then generators."""
         encoder = {'encoder': self.encoder.file} if self.encoder else {}
         return encoder | {part.name: part.file for part in self.generators}
+
+    def candidates(self) -> tuple[str, ...]:
+        """Return the names that may be served: each generator, then the ensemble if there is one."""
+        names = tuple(part.name for part in self.generators)
+        return (*names, ENSEMBLE) if self.ensemble else names
 
 
 def factor_names(count: int) -> tuple[str, ...]:
@@ -249,9 +272,21 @@ def _check_fields(path: Path, manifest: Manifest) -> None:
             file in manifest.files, field, file, f'one of the listed files {list(manifest.files)}'
         )
     generators = [part.name for part in manifest.generators]
-    unique = len({*generators, 'encoder'}) == len(generators) + 1
-    expect(unique, 'generators', generators, "different names, none of them 'encoder'")
-    expect(manifest.served in generators, 'served', manifest.served, f'one of {generators}')
+    reserved = {'encoder', ENSEMBLE}
+    unique = len({*generators, *reserved}) == len(generators) + len(reserved)
+    expect(unique, 'generators', generators, f'different names, none of {sorted(reserved)}')
+    members = manifest.ensemble.members if manifest.ensemble else ()
+    known = len({*members}) == len(members) and {*members} <= {*generators}
+    expect(known, 'ensemble.members', members, f'different names out of {generators}')
+    candidates = list(manifest.candidates())
+    expect(manifest.served in candidates, 'served', manifest.served, f'one of {candidates}')
+    scores = manifest.provenance.selection.scores
+    expect(
+        manifest.served in scores and {*scores} <= {*candidates},
+        'provenance.selection.scores',
+        sorted(scores),
+        f'names out of {candidates}, the served one among them',
+    )
     expect(manifest.classes == CLASSES, 'classes', manifest.classes, f'{CLASSES}')
     band = manifest.flat_band
     expect(math.isfinite(band) and band > 0, 'flat_band', band, 'a positive log return')

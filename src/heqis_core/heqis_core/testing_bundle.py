@@ -29,6 +29,7 @@ from heqis_core.manifest import (
     GeneratorPart,
     Manifest,
     Provenance,
+    SelectionPart,
     WindowPart,
     factor_names,
 )
@@ -98,6 +99,7 @@ def bundle_parts(
         ),
         window=WindowPart(length=WINDOW, horizon=2 * WINDOW),
         generators=(GeneratorPart(name='linear', file='linear.onnx', tile=TILE, window=WINDOW),),
+        ensemble=None,
         served='linear',
         classes=CLASSES,
         flat_band=0.005,
@@ -114,6 +116,7 @@ def bundle_parts(
             seed=seed,
             settings={},
             packages={},
+            selection=SelectionPart(rule='none: random weights', scores={'linear': 0.0}),
             metrics=(),
             metrics_note='Random weights, for tests.',
             training_s=0.0,

@@ -56,8 +56,8 @@ def test_a_sound_bundle_loads_and_its_golden_outputs_come_back(sound: Path) -> N
     assert bundle.bundle_id == sound.name == bundle.manifest.content_id()
     assert bundle.spec == SPEC
     assert bundle.manifest.features.names == (*SPEC.names, 'factor_0', 'factor_1')
-    assert bundle.generator().name == 'linear'
-    assert bundle.generator_path() == sound / 'linear.onnx'
+    assert bundle.generator('linear').name == 'linear'
+    assert bundle.generator_path('linear') == sound / 'linear.onnx'
     assert bundle.encoder_path == sound / 'encoder.onnx'
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from heqis_core.bars import BarTable
 from heqis_core.bundle import Bundle
-from heqis_core.decider import Decider
+from heqis_core.decider import Decider, Generator, mean_of
 from heqis_core.decision import Action, Decisions, Predictions, Reason, reason_names
 from heqis_core.frame import FeatureFrame, Stage
 from heqis_core.io.ort_engine import open_engine
@@ -91,6 +91,54 @@ def test_predictions_carry_every_generator_and_agree_with_the_served_one(bundle,
         assert predictions.served == decisions.generator
         np.testing.assert_array_equal(predictions.probabilities[0], decisions.probabilities)
         np.testing.assert_array_equal(predictions.log_return[0], decisions.predicted_return)
+
+
+def test_an_ensemble_is_the_mean_of_its_members_and_can_be_served(bundle, table):
+    every = frames(bundle, table)
+    manifest = bundle.manifest
+    part = manifest.generators[0]
+    engines = [open_engine(bundle.generator_path('linear')) for _ in range(3)]
+    generators = [  # one file thrice: the mean must be the answer of each
+        Generator(name, engine, part.tile, part.window)
+        for name, engine in zip('abc', engines, strict=True)
+    ]
+
+    def decider(served: str, members: tuple[str, ...]) -> Decider:
+        return Decider(
+            table.symbols,
+            len(manifest.features.names),
+            manifest.window.length,
+            manifest.window.horizon,
+            generators,
+            served,
+            manifest.strategy,
+            bundle.bundle_id,
+            members,
+        )
+
+    ensemble, alone = decider('ensemble', ('c', 'a')), decider('b', ())
+    judged = 0
+    for frame in every:
+        decisions, predictions = ensemble.decide(frame)
+        expected, _ = alone.decide(frame)
+        assert predictions.generators == ('a', 'b', 'c', 'ensemble')
+        assert decisions.generator == predictions.served == 'ensemble'
+        np.testing.assert_array_equal(decisions.probabilities, predictions.probabilities[3])
+        # The mean of equal numbers is that number.
+        np.testing.assert_allclose(decisions.probabilities, expected.probabilities, rtol=1e-6)
+        np.testing.assert_array_equal(decisions.reasons, expected.reasons)
+        judged += int((decisions.action != Action.NONE).sum())
+    assert judged
+
+
+def test_the_mean_of_answers_is_added_up_in_order():
+    rng = np.random.default_rng(1)
+    answers = rng.normal(size=(3, 50, 3)).astype(np.float32)
+    found = mean_of(answers)
+    assert found.dtype == np.float32
+    expected = (answers[0] + answers[1] + answers[2]) / np.float32(3)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(mean_of(np.array([[np.nan], [1]], np.float32)))
 
 
 def test_warming_and_deciding_leave_the_same_windows(bundle, table):

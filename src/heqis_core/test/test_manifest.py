@@ -121,11 +121,31 @@ def test_an_oversized_manifest_is_not_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda m: m.update(schema_version=2), 'schema_version is 2, this version reads 1'),
+        (lambda m: m.update(schema_version=1), 'schema_version is 1, this version reads 2'),
         (lambda m: m.update(colour='red'), 'unknown field `colour`'),
         (lambda m: m['encoder'].update(colour='red'), 'unknown field `colour` - at `$.encoder`'),
         (lambda m: m.pop('served'), 'missing required field `served`'),
         (lambda m: m.update(served='gru'), "served is 'gru', expected one of ['linear']"),
+        (
+            lambda m: m.update(served='ensemble'),
+            "served is 'ensemble', expected one of ['linear']",
+        ),
+        (
+            lambda m: m.update(ensemble={'members': ['linear']}),
+            'length >= 2 - at `$.ensemble.members`',
+        ),
+        (
+            lambda m: m.update(ensemble={'members': ['linear', 'linear']}),
+            "ensemble.members is ('linear', 'linear'), expected different names out of ['linear']",
+        ),
+        (
+            lambda m: m.update(ensemble={'members': ['linear', 'gru']}),
+            "ensemble.members is ('linear', 'gru'), expected",
+        ),
+        (
+            lambda m: m['provenance']['selection'].update(scores={'gru': 1.0}),
+            "provenance.selection.scores is ['gru'], expected names out of ['linear'], the served",
+        ),
         (lambda m: m.update(classes=['up', 'flat', 'down']), "classes is ('up', 'flat', 'down')"),
         (lambda m: m.update(flat_band=0), 'flat_band is 0.0, expected a positive log return'),
         (lambda m: m['strategy'].update(sell_threshold=0.2), 'strategy is (0.2, 0.1), expected'),
@@ -136,7 +156,7 @@ def test_an_oversized_manifest_is_not_read(folder: Path) -> None:
         (lambda m: m['window'].update(length=0), 'Expected `int` >= 1 - at `$.window.length`'),
         (lambda m: m['generators'][0].update(tile='8'), 'Expected `int`, got `str` - at `$.gen'),
         (lambda m: m['generators'].append(m['generators'][0]), 'different names'),
-        (lambda m: m['generators'][0].update(name='encoder'), "none of them 'encoder'"),
+        (lambda m: m['generators'][0].update(name='encoder'), "none of ['encoder', 'ensemble']"),
         (lambda m: m.update(generators=[]), "served is 'linear', expected one of []"),
         (lambda m: m['generators'][0].update(file='gru.onnx'), "'gru.onnx', expected one of the"),
         (lambda m: m.update(scaler_file='other.json'), "scaler_file is 'other.json', expected"),
