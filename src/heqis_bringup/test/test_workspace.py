@@ -40,6 +40,7 @@ ROSDEP_KEYS = {
     'python3-dash-pip',
     'python3-fastapi',
     'python3-hypothesis',
+    'python3-matplotlib',
     'python3-msgpack',
     'python3-numba',
     'python3-numpy',
@@ -50,6 +51,7 @@ ROSDEP_KEYS = {
     'python3-pytest-timeout',
     'python3-requests',
     'python3-rich',
+    'python3-sklearn',
     'python3-torch',
     'python3-uvicorn',
     'python3-websockets',
@@ -63,6 +65,7 @@ KEY_OF_MODULE = {
     'diagnostic_msgs': 'diagnostic_msgs',
     'fastapi': 'python3-fastapi',
     'lifecycle_msgs': 'lifecycle_msgs',
+    'matplotlib': 'python3-matplotlib',
     'msgspec': None,
     'numba': 'python3-numba',
     'numpy': 'python3-numpy',
@@ -77,6 +80,8 @@ KEY_OF_MODULE = {
     'rclpy': 'rclpy',
     'requests': 'python3-requests',
     'rich': 'python3-rich',
+    'safetensors': None,
+    'sklearn': 'python3-sklearn',
     'starlette': None,
     'std_msgs': 'std_msgs',
     'torch': 'python3-torch',
@@ -196,7 +201,12 @@ def test_constraints_are_exact() -> None:
 
 def test_every_third_party_import_is_in_a_requirements_file() -> None:
     names = {re.split(r'[\[=]', pin)[0] for role in ROLES for pin in pins(role)}
-    distribution = {'yaml': 'pyyaml', 'zmq': 'pyzmq', 'rclpy': 'ros-rclpy'}
+    distribution = {
+        'rclpy': 'ros-rclpy',
+        'sklearn': 'scikit-learn',
+        'yaml': 'pyyaml',
+        'zmq': 'pyzmq',
+    }
     for module in KEY_OF_MODULE:
         if not module.endswith(('_msgs', '_interfaces', '_python')):
             assert distribution.get(module, module) in names

@@ -178,7 +178,7 @@ class Manifest(_Part, frozen=True):
         return encoder | {part.name: part.file for part in self.generators}
 
     def candidates(self) -> tuple[str, ...]:
-        """Return the names that may be served: each generator, then the ensemble if there is one."""
+        """Return the names that may be served: the generators, then the ensemble if any."""
         names = tuple(part.name for part in self.generators)
         return (*names, ENSEMBLE) if self.ensemble else names
 
