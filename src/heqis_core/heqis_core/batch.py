@@ -13,7 +13,7 @@ from pathlib import Path
 from heqis_core.bars import BarBlock
 from heqis_core.bundle import Bundle
 from heqis_core.decider import Decider
-from heqis_core.decision import Decisions
+from heqis_core.decision import Decisions, Predictions
 from heqis_core.engine import Engine
 from heqis_core.frame import FeatureFrame, Stage, new_stamps
 from heqis_core.source import EndOfStream, Source
@@ -29,7 +29,23 @@ def decide_all(
     stream: str = 'daily',
     start_after_training: bool = True,
 ) -> Iterator[Decisions]:
-    """Yield the decisions of each bar block of a finite source, in order.
+    """Yield the decisions of each bar block of a finite source, in order; see `answer_all`."""
+    answers = answer_all(
+        bundle, source, make_engine, stream=stream, start_after_training=start_after_training
+    )
+    for decisions, _ in answers:
+        yield decisions
+
+
+def answer_all(
+    bundle: Bundle,
+    source: Source,
+    make_engine: Callable[[Path], Engine],
+    *,
+    stream: str = 'daily',
+    start_after_training: bool = True,
+) -> Iterator[tuple[Decisions, Predictions]]:
+    """Yield decisions, and the predictions of every generator, for each block of a finite source.
 
     Args:
         bundle: verified.
@@ -63,7 +79,7 @@ def decide_all(
             if warm_until_ns is not None and block.event_time_ns <= warm_until_ns:
                 decider.warm(frame)
             else:
-                yield decider.decide(frame)[0]
+                yield decider.decide(frame)
     finally:
         decider.close()
         if encoder is not None:
