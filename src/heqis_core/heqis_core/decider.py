@@ -214,7 +214,7 @@ class Decider:
 
 def mean_of(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the mean over the first axis, added up in order, so that it has one result."""
-    total = answers[0].copy()
+    total: npt.NDArray[np.float32] = answers[0].copy()
     for answer in answers[1:]:
         total += answer
     total /= np.float32(len(answers))

@@ -135,7 +135,7 @@ class Provenance(_Part, frozen=True):
 
     data: DataPart
     seed: int
-    settings: dict[str, int | float | str | None]
+    settings: dict[str, bool | int | float | str | None]
     packages: dict[str, str]
     selection: SelectionPart
     metrics: tuple[MetricRow, ...]

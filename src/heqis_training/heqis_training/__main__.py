@@ -6,13 +6,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from heqis_training import cli
+from heqis_training.commands import export, train
 
 
 def main() -> int:
     """Run one training command; return its exit status."""
     parser = argparse.ArgumentParser(prog='python -m heqis_training')
-    cli.register(parser.add_subparsers(required=True))
+    subparsers = parser.add_subparsers(required=True)
+    for command in (train, export):
+        command.register(subparsers)
     args = parser.parse_args()
     return int(args.func(args))
 

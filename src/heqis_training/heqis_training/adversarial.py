@@ -163,9 +163,7 @@ def distillation_loss(
     )
     labels = functional.cross_entropy(logits, classes)
     values = functional.mse_loss(log_returns, targets)
-    return (
-        alpha * heat**2 * divergence + (1 - alpha) * (labels + settings.distil_lambda * values)
-    )
+    return alpha * heat**2 * divergence + (1 - alpha) * (labels + settings.distil_lambda * values)
 
 
 @contextlib.contextmanager

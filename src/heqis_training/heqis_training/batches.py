@@ -50,12 +50,14 @@ class Batch:
         past: returns of the window's rows, as many as the longest discriminator sees.
         targets: float32 (N, H), log returns in units of the training spread.
         classes: int64 (N,), of the next bar.
+        t: int64 (N,), row of the bar table of each window's last bar; on the CPU.
     """
 
     rows: Tensor
     past: Past
     targets: Tensor
     classes: Tensor
+    t: Tensor
 
     @property
     def real(self) -> Next:
@@ -92,6 +94,7 @@ class Part:
         self._targets = torch.from_numpy(targets.astype(np.float32)).to(device)
         classes = classify(samples.log_return[:, 0], scale.band)
         self._classes = torch.from_numpy(classes).to(device)
+        self._t = torch.from_numpy(samples.t)
 
     def __len__(self) -> int:
         """Return the number of windows."""
@@ -108,6 +111,7 @@ class Part:
             Past(values, one_hot(labels)),
             self._targets[index],
             self._classes[index],
+            self._t[index],
         )
 
     def shuffled(self, settings: FitSettings) -> Iterator[Batch]:
@@ -118,9 +122,14 @@ class Part:
 
     def in_order(self, at_most: int) -> Iterator[Batch]:
         """Yield every window, or `at_most` of them, evenly spread, in order of time."""
-        step = max(1, math.ceil(len(self) / at_most))
-        for index in torch.split(torch.arange(0, len(self), step), EVALUATION_BATCH):
+        for index in spread(len(self), at_most):
             yield self.batch(index)
+
+
+def spread(count: int, at_most: int) -> Iterator[Tensor]:
+    """Yield the places of `count` windows, or of `at_most` evenly spread ones, in batches."""
+    step = max(1, math.ceil(count / at_most))
+    yield from torch.split(torch.arange(0, count, step), EVALUATION_BATCH)
 
 
 def one_hot(classes: Tensor) -> Tensor:

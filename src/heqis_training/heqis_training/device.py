@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -19,6 +20,9 @@ from torch.nn import Parameter
 from heqis_core.errors import ConfigError
 from heqis_training.adversarial import Past
 from heqis_training.batches import Batch
+
+_PREPARING = timedelta(hours=24)
+"""How long the others wait at most while the first process makes features and the encoder."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,13 @@ class Device:
             past=Past(batch.past.values[mine], batch.past.classes[mine]),
             targets=batch.targets[mine],
             classes=batch.classes[mine],
+            t=batch.t[mine],
         )
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            distributed.barrier()
 
     def average_gradients(self, parameters: Sequence[Parameter]) -> None:
         """Replace each gradient by its mean over all processes."""
@@ -69,6 +79,11 @@ class Device:
             size = gradient.numel()
             gradient.copy_(flat[at : at + size].view_as(gradient))
             at += size
+
+
+def is_first() -> bool:
+    """Return whether this is the process that prints, saves and exports."""
+    return int(os.environ.get('RANK', '0')) == 0
 
 
 @contextlib.contextmanager
@@ -91,7 +106,8 @@ def open_device(wanted: str, precision: str) -> Iterator[Device]:
     if world == 1:
         yield Device(name, precision)
         return
-    distributed.init_process_group('nccl' if name.startswith('cuda') else 'gloo')
+    backend = 'nccl' if name.startswith('cuda') else 'gloo'
+    distributed.init_process_group(backend, timeout=_PREPARING)
     try:
         yield Device(name, precision, rank, world)
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from heqis_core.errors import DataError
-from heqis_training.monitor import EpochFigures, Monitor
+from heqis_training.monitor import EpochFigures, Monitor, Note
 
 Tree = dict[str, Any]
 """Nested dicts and lists of tensors and plain values: what a checkpoint holds."""
@@ -99,10 +99,10 @@ def run_epochs(
         stale = 0 if improved else progress.stale + 1
         progress = Progress(number, stale, progress.improved_ever or improved)
         last = number == epochs or stale == patience
-        for network, values in figures.items():
-            monitor.epoch(EpochFigures(network, number, number if last else epochs, dict(values)))
+        planned = number if last else epochs
+        monitor.epoch([EpochFigures(n, number, planned, dict(v)) for n, v in figures.items()])
         for text in trainee.notes():
-            monitor.note(number, text)
+            monitor.note(Note(number, text))
         save(_tree(progress, trainee))
     if not progress.improved_ever:
         raise DataError(

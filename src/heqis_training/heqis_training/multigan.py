@@ -8,12 +8,10 @@ over epochs in `loop`, files elsewhere.
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -23,9 +21,10 @@ from heqis_training import adversarial
 from heqis_training.adversarial import Next
 from heqis_training.batches import Batch, Part
 from heqis_training.device import Device
-from heqis_training.models.build import build_discriminator, build_generator
-from heqis_training.models.forecast import Forecast
+from heqis_training.models.build import Forecast, build_discriminator, build_generator
+from heqis_training.player import Best, Player, make_player
 from heqis_training.settings import TrainingSettings
+from heqis_training.shrinkage import shrinkage
 
 
 class Scores(NamedTuple):
@@ -39,59 +38,6 @@ class Scores(NamedTuple):
     mse: float
     cross_entropy: float
     accuracy: float
-
-
-@dataclass
-class Player:
-    """A network with what steps it.
-
-    Attributes:
-        name: for reports and files.
-        network: its parameters.
-        optimizer: fused, of this network alone.
-        scheduler: lowers the learning rate on a plateau.
-        clip: largest norm of a gradient.
-    """
-
-    name: str
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
-    clip: float
-
-    def step(self, device: Device) -> None:
-        """Take one step along the gradients that are there, and drop them."""
-        parameters = list(self.network.parameters())
-        device.average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, self.clip, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Any]:
-        """Return a copy of everything that the next step depends on."""
-        parts = (self.network, self.optimizer, self.scheduler)
-        network, optimizer, scheduler = (copy.deepcopy(part.state_dict()) for part in parts)
-        return {'network': network, 'optimizer': optimizer, 'scheduler': scheduler}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state` returned."""
-        self.network.load_state_dict(state['network'])
-        self.optimizer.load_state_dict(copy.deepcopy(state['optimizer']))
-        self.scheduler.load_state_dict(state['scheduler'])
-
-    @property
-    def learning_rate(self) -> float:
-        """Return the present learning rate."""
-        return float(self.optimizer.param_groups[0]['lr'])
-
-
-@dataclass
-class Best:
-    """The state of a generator in its best validation epoch; epoch 0 is none."""
-
-    epoch: int = 0
-    loss: float = math.inf
-    network: dict[str, Tensor] = field(default_factory=dict)
 
 
 class MultiGan:
@@ -117,15 +63,24 @@ class MultiGan:
     ) -> None:
         self.settings, self.device = settings, device or Device()
         self._training, self._validation = training, validation
-        n_horizons = len(settings.horizons)
+        n_horizons, names = len(settings.horizons), settings.network_names
+        fit = settings.fit
+        rate = settings.discriminator_learning_rate or fit.learning_rate
+        # Adam is AdamW without decay: a discriminator must stay as sharp as it can be.
+        against = msgspec.structs.replace(fit, learning_rate=rate, weight_decay=0.0)
         self.generators = [
-            self._player(name, build_generator(part, n_features, n_horizons), torch.optim.AdamW)
-            for name, part in zip(settings.generator_names, settings.generators, strict=True)
+            make_player(name, build_generator(part, n_features, n_horizons), fit, self.device)
+            for name, part in zip(names, settings.generators, strict=False)
         ]
+        if settings.compile:
+            for player in self.generators:
+                player.network.compile()
         self._windows = [part.window for part in settings.generators]
         self.discriminators = [
-            self._player(f'discriminator_{number}', build_discriminator(part), torch.optim.Adam)
-            for number, part in enumerate(settings.discriminators, start=1)
+            make_player(name, build_discriminator(part), against, self.device)
+            for name, part in zip(
+                names[len(self.generators) :], settings.discriminators, strict=True
+            )
         ]
         self.best = [Best() for _ in self.generators]
         self.scores = [Scores(1.0, 1.0, 1.0, 0.0) for _ in self.generators]
@@ -148,10 +103,10 @@ class MultiGan:
             player.scheduler.step(self.scores[place].loss)
             improved |= self._remember(place, number)
         for player in self.discriminators:
-            player.scheduler.step(figures[player.name]['loss'])
+            player.scheduler.step(figures[player.name]['discriminator_loss'])
         rules = self.settings.adversarial
         if _due(number, rules.cross_every) and self.discriminators:
-            losses = [figures[player.name]['loss'] for player in self.discriminators]
+            losses = [figures[p.name]['discriminator_loss'] for p in self.discriminators]
             improved |= self._cross_tune(number, losses.index(min(losses)))
         if _due(number, rules.distil_every) and len(self.generators) > 1:
             improved |= self._distil(number)
@@ -185,13 +140,38 @@ class MultiGan:
 
     # --- what comes out --------------------------------------------------------------------------
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return every network by name."""
+        return {p.name: p.network for p in (*self.generators, *self.discriminators)}
+
     def best_networks(self) -> dict[str, nn.Module]:
         """Put every generator into its best state, for good, and return them by name."""
         for player, best in zip(self.generators, self.best, strict=True):
-            if best.epoch:
-                player.network.load_state_dict(best.network)
-            player.network.eval()
+            best.restore(player.network)
         return {player.name: player.network for player in self.generators}
+
+    def shrink_returns(self) -> dict[str, list[float]]:
+        """Scale the return heads to what validation supports; return the factors by generator.
+
+        Call it once, after `best_networks`.
+        """
+        factors = {}
+        for player in self.generators:
+            head = player.network.return_head
+            forecasts, targets, times = [], [], []
+            with torch.no_grad(), self.device.autocast():
+                for batch in self._validation.in_order(self.settings.fit.max_windows):
+                    forecasts.append(self._forecast(player, batch).log_returns.float().cpu())
+                    targets.append(batch.targets.cpu())
+                    times.append(batch.t)
+            columns = (torch.cat(part).numpy() for part in (forecasts, targets, times))
+            scales = shrinkage(*columns)
+            with torch.no_grad():
+                factor = torch.tensor(scales, dtype=torch.float32, device=head.bias.device)
+                head.weight.mul_(factor[:, None])
+                head.bias.mul_(factor)
+            factors[player.name] = scales
+        return factors
 
     def candidates(self) -> dict[str, Scores]:
         """Return the validation scores of what could be served, with the networks as they are.
@@ -203,6 +183,10 @@ class MultiGan:
         if self.settings.ensemble and len(places) > 1:
             found[ENSEMBLE] = self._validate(places)
         return found
+
+    def forecast(self, place: int, batch: Batch) -> Forecast:
+        """Return what generator `place` forecasts of a batch, with its network as it is."""
+        return self._forecast(self.generators[place], batch)
 
     # --- one epoch of a game ---------------------------------------------------------------------
 
@@ -226,7 +210,7 @@ class MultiGan:
             for place, player in enumerate(generators)
         }
         for loss, player in zip(means[3 * len(generators) :], discriminators, strict=True):
-            figures[player.name] = {'loss': loss}
+            figures[player.name] = {'discriminator_loss': loss}
         return figures
 
     def _step(
@@ -315,14 +299,10 @@ class MultiGan:
         return Scores(loss, mse, entropy, accuracy)
 
     def _remember(self, place: int, number: int) -> bool:
-        if self.scores[place].loss < self.best[place].loss:
-            network = self.generators[place].network
-            kept = {name: value.detach().clone() for name, value in network.state_dict().items()}
-            self.best[place] = Best(number, self.scores[place].loss, kept)
-            return True
-        return False
+        network = self.generators[place].network
+        return self.best[place].offer(number, self.scores[place].loss, network)
 
-    # --- what is tried, and undone when validation does not improve --------------------------------
+    # --- what is tried, and undone when validation does not improve ------------------------------
 
     def _distil(self, number: int) -> bool:
         """Teach the worst generator what the best one knows; return whether it is a new best."""
@@ -379,23 +359,6 @@ class MultiGan:
             f'{after.loss:.5f}, {"kept" if kept else "undone"}'
         )
         return kept and self._remember(place, number)
-
-    def _player(
-        self, name: str, network: nn.Module, kind: type[torch.optim.Adam | torch.optim.AdamW]
-    ) -> Player:
-        fit = self.settings.fit
-        network.to(self.device.name)
-        if self.settings.compile:
-            network.compile()
-        if kind is torch.optim.AdamW:
-            rate, decay = fit.learning_rate, fit.weight_decay
-        else:
-            rate, decay = self.settings.discriminator_learning_rate or fit.learning_rate, 0.0
-        optimizer = kind(network.parameters(), lr=rate, weight_decay=decay, fused=True)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, factor=fit.plateau_factor, patience=fit.plateau_patience
-        )
-        return Player(name, network, optimizer, scheduler, fit.gradient_clip)
 
 
 def _due(number: int, every: int) -> bool:

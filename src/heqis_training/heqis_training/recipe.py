@@ -1,399 +1,435 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe: from a table of bars to a bundle, in the order in which nothing can leak.
+"""The recipe: from a table of bars to trained networks in a run folder, so that nothing can leak.
 
 Everything after the cut sees only the bars before it, because it gets a copy that ends there. The
-features that the generator learns from come out of the pipeline and the exported encoder that the
-boards run.
+features that the generators learn from come out of the pipeline and the exported encoder that the
+boards run. What becomes of a finished run is the business of `bundling`.
 """
 
 from __future__ import annotations
 
-import platform
+import contextlib
+import hashlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from rich.console import Console
+from torch import Tensor
 
 from heqis_core.bars import VOLUME, BarStatus, BarTable
-from heqis_core.bundle import Bundle, write_bundle
-from heqis_core.errors import DataError
+from heqis_core.errors import ConfigError
 from heqis_core.features.spec import FeatureSpec, default_spec
-from heqis_core.features.state import FeatureState
 from heqis_core.io.ort_engine import OrtEngine
-from heqis_core.manifest import (
-    CLASSES,
-    SCHEMA_VERSION,
-    DataPart,
-    EncoderPart,
-    FeaturesPart,
-    GeneratorPart,
-    Manifest,
-    MetricRow,
-    Provenance,
-    WindowPart,
-    factor_names,
-)
+from heqis_core.manifest import factor_names
 from heqis_core.pipeline import FeaturePipeline
 from heqis_core.scaler import Scaler
-from heqis_core.strategy import StrategyConfig
-from heqis_training import dataset, metrics
-from heqis_training.dataset import Samples, Split
-from heqis_training.export import checked_outputs, export_onnx, golden_file
-from heqis_training.models.encoder import FactorAutoencoder, standardise
-from heqis_training.models.gru import OUTPUTS, GruGenerator
-from heqis_training.settings import TrainingConfig
-from heqis_training.tensors import WindowTensors
-from heqis_training.train import (
-    EVALUATION_BATCH,
-    BatchLoss,
-    Epoch,
-    Report,
-    deterministic,
-    fit,
+from heqis_training import dataset, splits
+from heqis_training.batches import Part, Scale
+from heqis_training.checkpoint import (
+    check_about,
+    check_weights,
+    load_latest,
+    load_state,
+    save_state,
+    write_durable,
 )
+from heqis_training.dataset import Samples
+from heqis_training.device import Device, open_device
+from heqis_training.export import checked_outputs, export_onnx, golden_file
+from heqis_training.loop import Tree, deterministic, run_epochs
+from heqis_training.monitor import SILENT, Monitor, Note, monitoring
+from heqis_training.multigan import MultiGan
+from heqis_training.pretrain import ENCODER, Pretraining
+from heqis_training.run_folder import DEFAULT_RUNS, Run, finish_run, hold_run, read_run
+from heqis_training.settings import TrainingSettings
+from heqis_training.splits import Split
+from heqis_training.store import FrameStore, StoreKey, frames
+from heqis_training.tensors import WindowTensors
 
-GENERATOR = 'gru'
+Mode = Literal['pretrain', 'train', 'all']
 GOLDEN_ROWS = 16
-ENCODER_FILE, GENERATOR_FILE = 'encoder.onnx', f'{GENERATOR}.onnx'
-SPEC_FILE, SCALER_FILE, GOLDEN_FILE = 'features.json', 'scaler.json', 'golden.npz'
-PACKAGES = ('torch', 'numpy', 'numba', 'onnx', 'onnxruntime', 'msgspec')
+DRAW_EVERY = 10
+"""Epochs between two pictures of the curves."""
+
+
+class DataFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a run must remember of its bars, which end where training must end.
+
+    Attributes:
+        fingerprint: of them.
+        symbols: S names.
+        bars: VALID ones.
+        first_ns, last_ns: event times of the first and the last of these.
+        trained_until_ns: event time of the last row that training could touch.
+        validation_from, test_from: rows, see `splits.Split`.
+    """
+
+    fingerprint: str
+    symbols: tuple[str, ...]
+    bars: int
+    first_ns: int
+    last_ns: int
+    trained_until_ns: int
+    validation_from: int
+    test_from: int
+
+    @property
+    def split(self) -> Split:
+        """Return the split; its test part is not there."""
+        return Split(self.validation_from, self.test_from, self.test_from)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a training run gives.
+class Workshop:
+    """A run with what every stage of it needs.
 
     Attributes:
-        path: the bundle's folder; its manifest says everything that outlives the run.
-        manifest: as written.
-        training_windows: of the generator.
-        validation_windows: of the generator.
-        history: every epoch of the encoder, then of the generator.
+        run: held by this process.
+        spec: features.
+        facts: of the bars.
     """
 
-    path: Path
-    manifest: Manifest
-    training_windows: int
-    validation_windows: int
-    history: tuple[Epoch, ...]
+    run: Run
+    spec: FeatureSpec
+    facts: DataFacts
 
-
-def train_bundle(
-    table: BarTable,
-    out: Path | str,
-    config: TrainingConfig | None = None,
-    spec: FeatureSpec | None = None,
-    report: Report = lambda epoch: None,
-) -> Path:
-    """Train on the first part of `table` and return the bundle's folder; see `run_training`."""
-    return run_training(table, out, config, spec, report).path
+    @property
+    def settings(self) -> TrainingSettings:
+        """Return the settings of the run."""
+        return self.run.settings
 
 
 def run_training(
     table: BarTable,
-    out: Path | str,
-    config: TrainingConfig | None = None,
+    path: Path | str,
+    settings: TrainingSettings | None = None,
     spec: FeatureSpec | None = None,
-    report: Report = lambda epoch: None,
-) -> Outcome:
-    """Train encoder and generator on the first part of `table` and write `<out>/<bundle id>`.
+    *,
+    mode: Mode = 'all',
+    device: str = 'auto',
+    console: Console | None = None,
+) -> Run:
+    """Train in the run folder `path`, from where it stands; return the run.
 
     Args:
         table: bars; those after the first `train_fraction` of the event times are not read.
-        out: folder that gets the bundle as a folder of its own.
-        config: see `TrainingConfig`; None takes the defaults.
-        spec: indicators; None takes the default spec.
-        report: called after each epoch.
+        path: folder of the run, see `run_folder.hold_run`.
+        settings: what is trained and how; None takes the defaults.
+        spec: features; None takes the default spec.
+        mode: `pretrain` ends with the encoder, `train` wants one that is there, `all` does both.
+        device: `auto`, or a name that torch knows.
+        console: shows progress; None is silent.
 
-    The same bars, settings and packages give the same bundle id. Raises DataError if there are too
-    few bars, ConfigError for settings that cannot be, BundleError if the bundle cannot be written.
+    The same bars, settings, spec and packages give the same weights on the CPU, however often the
+    run was interrupted. Raises DataError if there are too few bars or they cannot be learned from,
+    ConfigError for settings that cannot be or do not fit the folder.
     """
-    started_s = time.monotonic()
-    config = config or TrainingConfig()
-    split = dataset.split_rows(len(table), config.train_fraction, config.validation_fraction)
-    known = dataset.head(table, split.stop)
-    spec = spec or default_spec(_has_volume(known))
-    with deterministic(config.seed), TemporaryDirectory() as folder:
-        bars = (table.status == BarStatus.VALID).sum(axis=0)
-        run = _Run(known, bars, split, config, spec, report)
-        scaler, encoder_data, encoder_golden = run.train_encoder()
-        path = Path(folder) / ENCODER_FILE
-        path.write_bytes(encoder_data)
-        features, status = run.frames(scaler, path)
-        generator = run.train_generator(features, status)
-    files = {
-        SPEC_FILE: spec.to_json().encode(),
-        SCALER_FILE: scaler.to_json().encode(),
-        ENCODER_FILE: encoder_data,
-        GENERATOR_FILE: generator.data,
-        GOLDEN_FILE: golden_file(encoder_golden | generator.golden),
-    }
-    manifest = _manifest(run, generator, time.monotonic() - started_s)
-    bundle = Bundle.load(write_bundle(out, manifest, files))
-    bundle.verify_golden(OrtEngine)
-    return Outcome(
-        bundle.path,
-        bundle.manifest,
-        generator.training_windows,
-        generator.validation_windows,
-        tuple(run.history),
+    settings = settings or TrainingSettings()
+    split = splits.chronological(len(table), settings.split)
+    known = dataset.head(table, split.test_from)
+    spec = spec or default_spec(has_volume(known))
+    bars = (table.status == BarStatus.VALID).sum(axis=0)
+    facts = _facts(known, split)
+    with open_device(device, settings.precision) as where:
+        if where.rank:
+            return _join(known, Path(path), facts, spec, where)
+        with hold_run(Path(path), settings, spec, facts.fingerprint) as run:
+            work = Workshop(run, spec, facts)
+            if run.finished and mode != 'pretrain':
+                return run
+            with _told(run, console) as monitor:
+                _prepare(work, known, bars, mode, where, monitor)
+                where.barrier()
+                if mode != 'pretrain':
+                    _train(work, known, bars, where, monitor)
+            return run if mode == 'pretrain' else finish_run(run)
+
+
+def run_name(
+    table: BarTable, settings: TrainingSettings | None = None, spec: FeatureSpec | None = None
+) -> Path:
+    """Return the default folder of a run: the same settings, features and bars share one."""
+    settings = settings or TrainingSettings()
+    known = dataset.head(table, splits.chronological(len(table), settings.split).test_from)
+    spec = spec or default_spec(has_volume(known))
+    made_of = '-'.join((settings.id[:8], spec.id[:8], dataset.fingerprint(known)[:8]))
+    return Path(DEFAULT_RUNS) / made_of
+
+
+def open_frames(work: Workshop, known: BarTable | None = None) -> FrameStore:
+    """Return the frames of a run: those that are there, else made of its bars `known`.
+
+    Raises DataError if they are needed and no bars are given.
+    """
+    scaler = Scaler.from_json(work.run.scaler.read_bytes())
+    settings = work.settings.encoder
+    data = b'' if settings.kind == 'none' else work.run.encoder_onnx.read_bytes()
+    made_of = '\n'.join((work.spec.id, scaler.id, hashlib.sha256(data).hexdigest()))
+    names = work.spec.names + factor_names(settings.factors if data else 0)
+    key = StoreKey(
+        work.facts.fingerprint,
+        hashlib.sha256(made_of.encode()).hexdigest()[:16],
+        names,
+        work.settings.horizons,
     )
+    folder = work.run.frames
+    if known is None or FrameStore.is_there(folder, key):
+        return FrameStore.open(folder, key)
+    if not data:
+        pipeline = _pipeline(work, known, scaler, None)
+        return FrameStore.build(known, frames(pipeline, known), key, folder)
+    engine = OrtEngine()
+    engine.load(work.run.encoder_onnx)
+    try:
+        pipeline = _pipeline(work, known, scaler, engine)
+        return FrameStore.build(known, frames(pipeline, known), key, folder)
+    finally:
+        engine.close()
 
 
-@dataclass(frozen=True)
-class _Generator:
-    data: bytes
-    golden: dict[str, npt.NDArray[np.generic]]
-    band: float
-    strategy: StrategyConfig
-    metrics: tuple[MetricRow, ...]
-    training_windows: int
-    validation_windows: int
+def labelled_parts(work: Workshop, store: FrameStore) -> tuple[Samples, Samples]:
+    """Return the windows that train and those that validate the generators."""
+    settings = work.settings
+    longest = max(settings.window, settings.past)
+    samples = store.samples(longest, 2 * longest)
+    training, validation, _ = splits.parts(samples, work.facts.split, settings.split.embargo)
+    return training, validation
 
 
-class _Run:
-    """One training run on bars that end where training must end."""
-
-    def __init__(
-        self,
-        table: BarTable,
-        bars: npt.NDArray[np.int64],
-        split: Split,
-        config: TrainingConfig,
-        spec: FeatureSpec,
-        report: Report,
-    ) -> None:
-        self.table, self.split, self.config, self.spec = table, split, config, spec
-        self.labels = dataset.next_bar_labels(table)
-        self._bars = bars  # of the whole data set, for the message that there are too few
-        self.history: list[Epoch] = []
-        self._report = report
-
-    def train_encoder(self) -> tuple[Scaler, bytes, dict[str, npt.NDArray[np.generic]]]:
-        config = self.config
-        n_features = len(self.spec.names)
-        table = self.table
-        raw = FeatureState(self.spec, len(table.symbols), table.channels).batch(
-            table.values, table.status, table.event_time_ns, table.extra
-        )
-        self._refuse_empty(raw)
-        whole = (self.table.status == BarStatus.VALID) & np.isfinite(raw).all(axis=2)
-        training_rows = raw[: self.split.validation_from][whole[: self.split.validation_from]]
-        status = np.where(whole, np.uint8(BarStatus.VALID), np.uint8(BarStatus.WARMING))
-        samples = dataset.make_samples(
-            status, self.labels, config.encoder_window, 2 * config.encoder_window
-        )
-        training, validation = dataset.split_windows(samples, self.split)
-        self._require(training, validation)
-        scaler = Scaler.fit(self.spec.names, training_rows)
-        source = (
-            WindowTensors(scaler.apply(raw), training),
-            WindowTensors(scaler.apply(raw), validation),
-        )
-        model = FactorAutoencoder(
-            n_features, config.encoder_window, config.factors, config.encoder_width
-        )
-
-        def loss_of(windows: WindowTensors) -> BatchLoss:
-            def loss(index: Tensor) -> Tensor:
-                x = windows.images(index)
-                return nn.functional.mse_loss(model(x), x)
-
-            return loss
-
-        self.history += fit(
-            'encoder',
-            model,
-            (loss_of(source[0]), len(training)),
-            (loss_of(source[1]), len(validation)),
-            config.encoder_fit,
-            self._report,
-        )
-        encoder = model.encoder
-        with torch.no_grad():
-            parts = torch.split(torch.arange(len(training)), EVALUATION_BATCH)
-            factors = torch.cat([encoder(source[0].images(index)) for index in parts])
-        standardise(encoder, factors)
-        shape = (config.tile, n_features, 1, config.encoder_window)
-        data = export_onnx(encoder, shape, 'window', ('factors',))
-        rows = source[0].images(_spread(len(training))).numpy()
-        answers = checked_outputs(data, encoder, rows, config.tile, ('factors',))
-        golden = {'encoder/input': rows, 'encoder/factors': answers['factors']}
-        return scaler, data, golden
-
-    def frames(
-        self, scaler: Scaler, encoder: Path
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        config = self.config
-        engine = OrtEngine()
-        engine.load(encoder)
-        try:
-            return FeaturePipeline(
-                self.table.symbols,
-                self.spec,
-                scaler,
-                engine,
-                config.encoder_window,
-                config.tile,
-                2 * config.encoder_window,
-                self.table.channels,
-            ).run(self.table)
-        finally:
-            engine.close()
-
-    def train_generator(
-        self, features: npt.NDArray[np.float32], status: npt.NDArray[np.uint8]
-    ) -> _Generator:
-        config = self.config
-        samples = dataset.make_samples(status, self.labels, config.window, 2 * config.window)
-        training, validation = dataset.split_samples(samples, self.split)
-        self._require(training, validation)
-        band = config.flat_band or dataset.flat_band(training.log_return)
-        spread = max(float(training.log_return.std()), 1e-6)
-        model = GruGenerator(features.shape[2], config.hidden, spread)
-
-        def loss_of(part: Samples) -> BatchLoss:
-            windows = WindowTensors(features, part)
-            returns = torch.from_numpy((part.log_return / spread).astype(np.float32))
-            classes = torch.from_numpy(dataset.classify(part.log_return, band))
-
-            def loss(index: Tensor) -> Tensor:
-                log_return, logits, _ = model(windows.rows(index))
-                regression = nn.functional.mse_loss(log_return / spread, returns[index])
-                return regression + nn.functional.cross_entropy(logits, classes[index])
-
-            return loss
-
-        self.history += fit(
-            GENERATOR,
-            model,
-            (loss_of(training), len(training)),
-            (loss_of(validation), len(validation)),
-            config.generator_fit,
-            self._report,
-        )
-        shape = (config.tile, config.window, features.shape[2])
-        data = export_onnx(model, shape, 'window', OUTPUTS)
-        rows = WindowTensors(features, training).rows(_spread(len(training))).numpy()
-        answers = checked_outputs(data, model, rows, config.tile, OUTPUTS)
-        golden = {f'{GENERATOR}/input': rows}
-        golden |= {f'{GENERATOR}/{name}': values for name, values in answers.items()}
-        judged = self._answers(data, model, WindowTensors(features, validation), len(validation))
-        strategy = metrics.thresholds(judged, config.valid_for_s, config.signal_quantiles)
-        majority = int(np.bincount(dataset.classify(training.log_return, band)).argmax())
-        rows_of_table = metrics.table(
-            GENERATOR, judged, validation, band, majority, strategy, config.seed
-        )
-        return _Generator(
-            data, golden, band, strategy, rows_of_table, len(training), len(validation)
-        )
-
-    def _answers(
-        self, data: bytes, model: nn.Module, windows: WindowTensors, count: int
-    ) -> metrics.Answers:
-        """Ask the exported file, not the network: thresholds must fit what the boards answer."""
-        parts = [
-            checked_outputs(data, model, windows.rows(index).numpy(), self.config.tile, OUTPUTS)
-            for index in torch.split(torch.arange(count), EVALUATION_BATCH)
-        ]
-        return metrics.Answers(
-            np.concatenate([part['log_return'] for part in parts]),
-            np.concatenate([part['probabilities'] for part in parts]),
-        )
-
-    def _refuse_empty(self, raw: npt.NDArray[np.float64]) -> None:
-        """Raise DataError for features that no bar has although there are bars enough for them."""
-        valid = self.table.status == BarStatus.VALID
-        longest = int(valid.sum(axis=0).max(initial=0))
-        never = [
-            column.name
-            for k, column in enumerate(self.spec.outputs)
-            if column.warm_up < longest and not np.isfinite(raw[valid][:, k]).any()
-        ]
-        if never:
-            raise DataError(
-                f'no bar has a value of {", ".join(never[:6])}{" …" if len(never) > 6 else ""}: '
-                'a cross-section needs `min_symbols` symbols at once, turnover and channels '
-                'need their column; leave these features out, or bring the data'
-            )
-
-    def _require(self, training: Samples, validation: Samples) -> None:
-        config = self.config
-        warm_up = self.spec.warmup_bars + config.encoder_window - 1 + config.window - 1
-        needed = dataset.bars_needed(warm_up, config.train_fraction, config.validation_fraction)
-        dataset.require_windows(
-            self.table.symbols, self._bars, len(training), len(validation), needed
-        )
+def scale_of(settings: TrainingSettings, training: Samples) -> Scale:
+    """Return spread and flat band of the training windows."""
+    band = settings.flat_band or dataset.flat_band(training.log_return[:, 0])
+    return Scale.of(training, band)
 
 
-def _spread(count: int) -> Tensor:
-    """Return the indices of at most `GOLDEN_ROWS` windows, evenly spread."""
-    return torch.linspace(0, count - 1, min(GOLDEN_ROWS, count)).long()
-
-
-def _has_volume(table: BarTable) -> bool:
+def has_volume(table: BarTable) -> bool:
     """Return whether every symbol that trades has volumes; without them it would never warm up."""
     valid = table.status == BarStatus.VALID
     traded = valid & (table.values[:, VOLUME, :] > 0)
     return bool((traded.any(axis=0) == valid.any(axis=0)).all())
 
 
-def _manifest(run: _Run, generator: _Generator, training_s: float) -> Manifest:
-    config, table = run.config, run.table
-    valid_rows = np.flatnonzero((table.status == BarStatus.VALID).any(axis=1))
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        bundle_id='',
-        created_at=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        features=FeaturesPart(
-            spec_file=SPEC_FILE,
-            spec_id=run.spec.id,
-            names=run.spec.names + factor_names(config.factors),
-        ),
-        scaler_file=SCALER_FILE,
-        encoder=EncoderPart(
-            file=ENCODER_FILE,
-            window=config.encoder_window,
-            horizon=2 * config.encoder_window,
-            tile=config.tile,
-            factors=config.factors,
-            input='window',
-            output='factors',
-        ),
-        window=WindowPart(length=config.window, horizon=2 * config.window),
-        generators=(
-            GeneratorPart(
-                name=GENERATOR, file=GENERATOR_FILE, tile=config.tile, window=config.window
-            ),
-        ),
-        served=GENERATOR,
-        classes=CLASSES,
-        flat_band=generator.band,
-        strategy=generator.strategy,
-        trained_until_ns=int(table.event_time_ns[-1]),
-        provenance=Provenance(
-            data=DataPart(
-                fingerprint=dataset.fingerprint(table),
-                symbols=table.symbols,
-                bars=int((table.status == BarStatus.VALID).sum()),
-                first_ns=int(table.event_time_ns[valid_rows[0]]),
-                last_ns=int(table.event_time_ns[valid_rows[-1]]),
-            ),
-            seed=config.seed,
-            settings=config.settings(),
-            packages={name: metadata.version(name) for name in PACKAGES}
-            | {'python': platform.python_version()},
-            metrics=generator.metrics,
-            metrics_note=metrics.NOTE,
-            training_s=round(training_s, 3),
-        ),
-        golden_file=GOLDEN_FILE,
-        files={},
+# --- stages --------------------------------------------------------------------------------------
+
+
+def _prepare(
+    work: Workshop,
+    known: BarTable,
+    bars: npt.NDArray[np.int64],
+    mode: Mode,
+    device: Device,
+    monitor: Monitor,
+) -> None:
+    """Fit the scaler, train the encoder, make the frames: whatever is not there yet."""
+    run = work.run
+    write_durable(run.facts, msgspec.json.format(msgspec.json.encode(work.facts), indent=2))
+    if not run.scaler.exists():
+        scaler = dataset.fit_scaler(known, work.spec, work.facts.validation_from, run.path)
+        write_durable(run.scaler, scaler.to_json().encode())
+    if work.settings.encoder.kind != 'none' and not run.encoder_onnx.exists():
+        if mode == 'train':
+            raise ConfigError(
+                f'{run.path}: no encoder is trained there yet; use --mode pretrain or all, or an '
+                'encoder of kind none'
+            )
+        _pretrain(work, known, bars, device, monitor)
+    if mode != 'pretrain':
+        open_frames(work, known)
+
+
+def _pretrain(
+    work: Workshop,
+    known: BarTable,
+    bars: npt.NDArray[np.int64],
+    device: Device,
+    monitor: Monitor,
+) -> None:
+    settings, run = work.settings.encoder, work.run
+    scaler = Scaler.from_json(run.scaler.read_bytes())
+    pipeline = _pipeline(work, known, scaler, None)
+    key = StoreKey(work.facts.fingerprint, scaler.id, work.spec.names, work.settings.horizons)
+    store = FrameStore.build(known, frames(pipeline, known), key, run.indicators)
+    samples = store.samples(settings.window, 2 * settings.window)
+    parts = splits.unlabelled_parts(samples, work.facts.split, work.settings.split.embargo)
+    _require(work, bars, len(parts[0]), len(parts[1]))
+    windows = [(WindowTensors(store, part, device.name), len(part)) for part in parts]
+    about = run.about('encoder')
+    with deterministic(work.settings.seed):
+        trainee = Pretraining(settings, len(work.spec.names), windows[0], windows[1], device)
+        run_epochs(
+            ENCODER,
+            trainee,
+            settings.fit.epochs,
+            settings.fit.patience,
+            monitor,
+            saved=_saved(run.encoder, about),
+            save=lambda tree: save_state(run.encoder, tree, about),
+        )
+        encoder = trainee.finish()
+    shape = (work.settings.tile, len(work.spec.names), 1, settings.window)
+    data = export_onnx(encoder, shape, 'window', ('factors',))
+    host = WindowTensors(store, parts[0])
+    rows = host.images(golden_places(len(parts[0])), settings.window).numpy()
+    answers = checked_outputs(data, encoder, rows, work.settings.tile, ('factors',))
+    golden = {f'{ENCODER}/input': rows, f'{ENCODER}/factors': answers['factors']}
+    write_durable(run.encoder_golden, golden_file(golden))
+    write_durable(run.encoder_onnx, data)  # last: with it the pre-training is over
+    del store, windows, host, trainee  # Windows removes no file that is mapped
+    FrameStore.remove(run.indicators)
+
+
+def _train(
+    work: Workshop,
+    known: BarTable,
+    bars: npt.NDArray[np.int64],
+    device: Device,
+    monitor: Monitor,
+) -> None:
+    """Train the generators; the first process saves what it learns."""
+    settings, run = work.settings, work.run
+    started_s = time.monotonic()
+    store = open_frames(work, known)
+    training, validation = labelled_parts(work, store)
+    _require(work, bars, len(training), len(validation))
+    scale = scale_of(settings, training)
+    parts = [
+        Part(store, part, scale, settings.window, settings.past, device.name)
+        for part in (training, validation)
+    ]
+    about = run.about('training')
+    saved = _saved(run.checkpoint, about)
+    spent_s = saved['spent_s'] if saved else 0.0
+
+    def save(tree: Tree) -> None:
+        if not device.rank:
+            spent = spent_s + time.monotonic() - started_s
+            save_state(run.checkpoint, tree | {'spent_s': spent}, about)
+
+    with deterministic(settings.seed + 1):
+        game = MultiGan(settings, store.features.shape[1], parts[0], parts[1], device)
+        if saved:
+            players = saved['trainee']['players']
+            check_weights(
+                run.checkpoint,
+                game.networks(),
+                {name: player['network'] for name, player in players.items()},
+            )
+        fit = settings.fit
+        progress = run_epochs(
+            'generators', game, fit.epochs, fit.patience, monitor, saved=saved, save=save
+        )
+        networks = game.best_networks()
+        if device.rank:
+            return
+        factors = game.shrink_returns() if settings.shrink else {}
+        for name, values in factors.items():
+            text = ', '.join(f'{value:.2f}' for value in values)
+            monitor.note(Note(progress.done, f'{name}: forecast returns × {text} (validation)'))
+        best = {
+            'networks': {name: network.state_dict() for name, network in networks.items()},
+            'scores': {name: list(score) for name, score in game.candidates().items()},
+            'shrinkage': factors,
+            'spent_s': spent_s + time.monotonic() - started_s,
+        }
+        save_state(run.best, best, run.about('best'))
+
+
+def _join(known: BarTable, path: Path, facts: DataFacts, spec: FeatureSpec, device: Device) -> Run:
+    """Train beside the first process, once it has prepared everything; save nothing."""
+    device.barrier()
+    run = read_run(path)
+    bars = (known.status == BarStatus.VALID).sum(axis=0)
+    _train(Workshop(run, spec, facts), known, bars, device, SILENT)
+    return run
+
+
+@contextlib.contextmanager
+def _told(run: Run, console: Console | None) -> Iterator[Monitor]:
+    """Give the monitor of a run, which knows how far its checkpoints are."""
+    kept: dict[str, int] = {}
+    for path, names in (
+        (run.encoder, (ENCODER,)),
+        (run.checkpoint, run.settings.network_names),
+    ):
+        state = load_latest(path)
+        if state is not None:
+            kept |= dict.fromkeys(names, int(state.tree['progress']['done']))
+    console = console or Console(quiet=True)
+    with monitoring(run, console, kept, DRAW_EVERY) as monitor:
+        yield monitor
+
+
+def _saved(path: Path, about: Mapping[str, str]) -> Tree | None:
+    """Return what a checkpoint of this run holds, None without one."""
+    state = load_latest(path)
+    if state is None:
+        return None
+    check_about(state, about)
+    tree: Tree = state.tree
+    return tree
+
+
+def read_best(run: Run) -> Tree:
+    """Return the best states of a finished run, or raise ConfigError or DataError."""
+    if not run.finished:
+        raise ConfigError(f'{run.path}: training is not over; run `heqis train` to its end first')
+    state = load_state(run.best)
+    check_about(state, run.about('best'))
+    tree: Tree = state.tree
+    return tree
+
+
+def golden_places(count: int) -> Tensor:
+    """Return the places of at most `GOLDEN_ROWS` of `count` windows, evenly spread."""
+    return torch.linspace(0, count - 1, min(GOLDEN_ROWS, count)).long()
+
+
+def _pipeline(
+    work: Workshop, known: BarTable, scaler: Scaler, engine: OrtEngine | None
+) -> FeaturePipeline:
+    settings = work.settings.encoder
+    window = settings.window if engine else 1
+    return FeaturePipeline(
+        known.symbols,
+        work.spec,
+        scaler,
+        engine,
+        window,
+        work.settings.tile,
+        2 * window,
+        known.channels,
+    )
+
+
+def _require(
+    work: Workshop, bars: npt.NDArray[np.int64], n_training: int, n_validation: int
+) -> None:
+    settings = work.settings
+    encoder = settings.encoder.window - 1 if settings.encoder.kind != 'none' else 0
+    longest = max(settings.window, settings.past)
+    warm_up = work.spec.warmup_bars + encoder + longest - 1
+    needed = dataset.bars_needed(warm_up, settings.split, settings.horizons[-1])
+    dataset.require_windows(work.facts.symbols, bars, n_training, n_validation, needed)
+
+
+def _facts(known: BarTable, split: Split) -> DataFacts:
+    valid = known.status == BarStatus.VALID
+    rows = np.flatnonzero(valid.any(axis=1))
+    first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+    return DataFacts(
+        fingerprint=dataset.fingerprint(known),
+        symbols=known.symbols,
+        bars=int(valid.sum()),
+        first_ns=int(known.event_time_ns[first]),
+        last_ns=int(known.event_time_ns[last]),
+        trained_until_ns=int(known.event_time_ns[-1]),
+        validation_from=split.validation_from,
+        test_from=split.test_from,
     )

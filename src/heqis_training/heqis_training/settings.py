@@ -7,6 +7,7 @@ Only values and their checks live here; each module takes the part that it needs
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,8 +55,8 @@ class FitSettings(_Part, frozen=True):
         learning_rate, weight_decay: of AdamW.
         max_windows: windows of one epoch; from more, each epoch draws this many.
         gradient_clip: largest norm of a network's gradient in one step.
-        plateau_patience, plateau_factor: the learning rate of a network is multiplied by the factor
-            after so many epochs in which its validation loss did not improve.
+        plateau_patience, plateau_factor: the learning rate of a network is multiplied by the
+            factor after so many epochs in which its validation loss did not improve.
     """
 
     epochs: Count = 20
@@ -100,7 +101,7 @@ class _Generator(_Part, frozen=True):
     """
 
     name: Name | None = None
-    window: Count = 20
+    window: Annotated[int, msgspec.Meta(ge=2)] = 20
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
 
 
@@ -125,7 +126,7 @@ class TransformerSettings(_Generator, frozen=True, tag='transformer'):
     Attributes:
         width: d of the model; `width / heads` must be even.
         heads, layers, feedforward: as in Vaswani et al., 2017.
-        position: `rope` rotates queries and keys (Su et al., 2021), `none` leaves order to nothing.
+        position: `rope` rotates queries and keys (Su et al., 2021), `none` tells no order.
         rope_base: of the angles.
         attention: `full`, or `causal`: no row sees a later one.
     """
@@ -199,8 +200,11 @@ class TrainingSettings(_Part, frozen=True):
         flat_band: log return up to which a bar is flat; None takes the band that makes a third of
             the training part flat.
         tile: rows of one call of an exported model.
-        signal_quantiles: quantiles of the validation score that become the SELL and BUY thresholds.
+        signal_quantiles: quantiles of the validation score that become the SELL and BUY
+            thresholds.
         valid_for_s: seconds from the bar time until a decision is stale.
+        shrink: whether forecast returns are scaled down to what validation supports, see
+            `shrinkage`; without, a network's returns are as large as it learned them.
         ensemble: whether the mean of the generators stands for selection beside each of them.
         precision: `float32`, or `bfloat16` where the device can (mixed: weights stay float32).
         compile: whether networks go through torch.compile.
@@ -227,6 +231,7 @@ class TrainingSettings(_Part, frozen=True):
     tile: Count = 64
     signal_quantiles: tuple[Share, Share] = (0.2, 0.8)
     valid_for_s: Positive = 345600.0
+    shrink: bool = True
     ensemble: bool = True
     precision: Literal['float32', 'bfloat16'] = 'float32'
     compile: bool = False
@@ -237,7 +242,7 @@ class TrainingSettings(_Part, frozen=True):
         if low >= high:
             raise ConfigError(f'signal_quantiles are {low}, {high}, expected low < high')
         ahead = self.horizons
-        if ahead[0] != 1 or any(b <= a for a, b in zip(ahead, ahead[1:], strict=False)):
+        if ahead[0] != 1 or any(b <= a for a, b in itertools.pairwise(ahead)):
             raise ConfigError(f'horizons are {list(ahead)}, expected 1, then ascending numbers')
         names = self.generator_names
         if len({*names, 'encoder', 'ensemble'}) != len(names) + 2:
@@ -255,19 +260,34 @@ class TrainingSettings(_Part, frozen=True):
         return tuple(part.name or kind_of(part) for part in self.generators)
 
     @property
+    def network_names(self) -> tuple[str, ...]:
+        """Return the name of each generator, then of each discriminator."""
+        against = (f'discriminator_{k}' for k in range(1, len(self.discriminators) + 1))
+        return (*self.generator_names, *against)
+
+    @property
     def window(self) -> int:
         """Return the longest window of the generators; a window's horizon is twice that."""
         return max(part.window for part in self.generators)
 
     @property
+    def past(self) -> int:
+        """Return the longest window of the discriminators, 0 without any."""
+        return max((part.window for part in self.discriminators), default=0)
+
+    @property
     def id(self) -> str:
-        """Return 16 hex digits of the settings that decide what is trained."""
-        text = msgspec.json.encode(self, order='sorted')
+        """Return 16 hex digits of the settings that decide what each epoch does.
+
+        How many epochs there are is none of them: a run may go on for longer than was planned.
+        """
+        fit = msgspec.structs.replace(self.fit, epochs=1, patience=1)
+        text = msgspec.json.encode(msgspec.structs.replace(self, fit=fit), order='sorted')
         return hashlib.sha256(text).hexdigest()[:16]
 
-    def flat(self) -> dict[str, int | float | str | None]:
+    def flat(self) -> dict[str, bool | int | float | str | None]:
         """Return every value by a dotted name, for a bundle's provenance."""
-        found: dict[str, int | float | str | None] = {}
+        found: dict[str, bool | int | float | str | None] = {}
         _flatten('', msgspec.to_builtins(self), found)
         return found
 
@@ -286,7 +306,13 @@ def load_settings(path: Path | str | None) -> TrainingSettings:
 
     Raises ConfigError as `file:line: field: what is wrong`.
     """
-    return load_struct(path, TrainingSettings) if path is not None else TrainingSettings()
+    if path is None:
+        return TrainingSettings()
+    try:
+        return load_struct(path, TrainingSettings)
+    except ConfigError as error:
+        told = str(error)
+        raise ConfigError(told if told.startswith(str(path)) else f'{path}: {told}') from error
 
 
 def _check_heads(part: TransformerSettings) -> None:
@@ -296,11 +322,9 @@ def _check_heads(part: TransformerSettings) -> None:
             f'transformer: width {part.width} over {part.heads} heads gives '
             f'{part.width / part.heads:g} numbers a head, expected an even number'
         )
-    if part.window < 2:
-        raise ConfigError(f'transformer: window is {part.window}, expected at least 2 rows')
 
 
-def _flatten(prefix: str, value: Any, found: dict[str, int | float | str | None]) -> None:
+def _flatten(prefix: str, value: Any, found: dict[str, bool | int | float | str | None]) -> None:
     items: Callable[[], Any] | None = getattr(value, 'items', None)
     if items is not None:
         pairs = [(str(key), part) for key, part in items()]

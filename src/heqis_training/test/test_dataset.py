@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits, labels and windows: nothing of the future, nothing across the cut, nothing lost."""
+"""Labels, classes, fingerprint and scaler: nothing of the future, each part of the data known."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heqis_core.bars import CLOSE, BarStatus, BarTable
-from heqis_core.errors import ConfigError, DataError
+from heqis_core.bars import CLOSE, VOLUME, BarStatus, BarTable
+from heqis_core.errors import DataError
+from heqis_core.features.spec import FeatureItem, FeatureSpec
+from heqis_core.features.state import FeatureState
+from heqis_core.scaler import Scaler
+from heqis_core.testing import simulated_table
 from heqis_training import dataset
-from heqis_training.dataset import DOWN, FLAT, UP, Labels, Split
+from heqis_training.dataset import DOWN, FLAT, UP, Samples, fit_scaler
 
-FRACTION = st.floats(0.05, 1.0)
+SPEC = FeatureSpec(
+    (
+        FeatureItem('return', {'n': 1}),
+        FeatureItem('ma', {'n': 5}, relative=True),
+        FeatureItem('rsi', {'n': 6}),
+    )
+)
+ROWS, VALIDATION_FROM = 150, 90
 
 
 def make_table(valid: npt.NDArray[np.bool_], seed: int = 0) -> BarTable:
@@ -39,28 +51,6 @@ def masks(draw: st.DrawFn) -> npt.NDArray[np.bool_]:
     return np.random.default_rng(seed).random((n_rows, n_symbols)) < share
 
 
-@given(n_rows=st.integers(0, 5000), train=FRACTION, validation=st.floats(0.01, 0.99))
-@settings(deadline=None)  # the first call compiles
-def test_the_split_stays_inside_its_part_and_in_order(
-    n_rows: int, train: float, validation: float
-) -> None:
-    split = dataset.split_rows(n_rows, train, validation)
-    assert 0 <= split.validation_from <= split.stop <= n_rows
-    assert split.stop <= n_rows * train
-    if split.stop:
-        assert split.validation_from < split.stop  # there is always something to validate on
-
-
-def test_the_default_split_is_the_documented_one() -> None:
-    assert dataset.split_rows(1000, 0.7, 0.15) == Split(595, 700)
-
-
-@pytest.mark.parametrize(('train', 'validation'), [(0, 0.1), (1.1, 0.1), (0.5, 0), (0.5, 1)])
-def test_a_fraction_out_of_range_is_named(train: float, validation: float) -> None:
-    with pytest.raises(ConfigError, match='_fraction is '):
-        dataset.split_rows(100, train, validation)
-
-
 def test_the_head_shares_no_memory_with_the_table() -> None:
     table = make_table(np.ones((10, 2), bool))
     head = dataset.head(table, 4)
@@ -72,94 +62,44 @@ def test_the_head_shares_no_memory_with_the_table() -> None:
     assert (head.status == BarStatus.VALID).all()
 
 
-@given(valid=masks())
+@given(valid=masks(), horizons=st.sets(st.integers(1, 9), min_size=1, max_size=3))
 @settings(deadline=None)  # the first call compiles
-def test_a_label_is_the_return_to_the_next_valid_bar_of_the_same_symbol(
-    valid: npt.NDArray[np.bool_],
+def test_a_label_is_the_return_to_the_valid_bar_so_many_bars_ahead_of_the_same_symbol(
+    valid: npt.NDArray[np.bool_], horizons: set[int]
 ) -> None:
-    table = make_table(valid)
-    labels = dataset.next_bar_labels(table)
-    for t, s in np.ndindex(valid.shape):
-        later = [row for row in range(t + 1, len(valid)) if valid[row, s]]
-        if not valid[t, s] or not later:
-            assert labels.row[t, s] == -1
-            assert np.isnan(labels.log_return[t, s])
-        else:
-            close = table.values[:, CLOSE, s]
-            assert labels.row[t, s] == later[0]
-            assert labels.log_return[t, s] == pytest.approx(math.log(close[later[0]] / close[t]))
+    table, ahead = make_table(valid), sorted(horizons)
+    for s in range(valid.shape[1]):
+        found = dataset.labels(table, s, ahead)
+        rows = np.flatnonzero(valid[:, s]).tolist()
+        close = table.values[:, CLOSE, s]
+        assert found.t.tolist() == rows
+        assert found.close.tolist() == close[rows].tolist()
+        for k, t in enumerate(rows):
+            before = math.log(close[t] / close[rows[k - 1]]) if k else 0
+            assert found.past_return[k] == pytest.approx(before)
+            for column, h in enumerate(ahead):
+                label = found.future_return[k, column]
+                if k + h < len(rows):
+                    assert label == pytest.approx(math.log(close[rows[k + h]] / close[t]))
+                else:
+                    assert math.isnan(label)
+            farthest = k + ahead[-1]
+            assert found.row[k] == (rows[farthest] if farthest < len(rows) else -1)
 
 
-@given(valid=masks(), train=FRACTION, validation=st.floats(0.05, 0.95), length=st.integers(1, 5))
+@given(valid=masks(), cut=st.integers(0, 60))
 @settings(deadline=None)  # the first call compiles
-def test_training_and_validation_never_touch(
-    valid: npt.NDArray[np.bool_], train: float, validation: float, length: int
+def test_changing_later_bars_changes_no_label_whose_farthest_bar_lies_before(
+    valid: npt.NDArray[np.bool_], cut: int
 ) -> None:
-    split = dataset.split_rows(len(valid), train, validation)
-    table = make_table(valid)
-    samples = dataset.make_samples(
-        table.status, dataset.next_bar_labels(table), length, 2 * length
-    )
-    training, validating = dataset.split_samples(samples, split)
-    assert (training.rows < split.validation_from).all()
-    assert (training.label_row < split.validation_from).all()
-    assert (training.label_row > training.t).all()
-    assert (validating.t >= split.validation_from).all()
-    assert (validating.label_row < split.stop).all()
-    assert (validating.label_row > validating.t).all()
-    for part in (training, validating):
-        assert np.isfinite(part.log_return).all()
-
-
-@given(valid=masks(), train=FRACTION, validation=st.floats(0.05, 0.95))
-@settings(deadline=None)  # the first call compiles
-def test_only_windows_whose_label_crosses_a_cut_are_left_out(
-    valid: npt.NDArray[np.bool_], train: float, validation: float
-) -> None:
-    split = dataset.split_rows(len(valid), train, validation)
-    table = make_table(valid)
-    labels = dataset.next_bar_labels(table)
-    samples = dataset.make_samples(table.status, labels, 2, 4)
-    training, validating = dataset.split_samples(samples, split)
-    used = {
-        tuple(pair) for part in (training, validating) for pair in np.c_[part.t, part.s].tolist()
-    }
-    for t, s, label in np.c_[samples.t, samples.s, samples.label_row].tolist():
-        crosses = label < 0 or t < split.validation_from <= label or label >= split.stop
-        assert ((t, s) in used) == (not crosses)
-
-
-@given(valid=masks(), validation=st.floats(0.05, 0.95))
-@settings(deadline=None)  # the first call compiles
-def test_changing_validation_bars_changes_no_training_window(
-    valid: npt.NDArray[np.bool_], validation: float
-) -> None:
-    split = dataset.split_rows(len(valid), 1.0, validation)
-    tables = [make_table(valid), make_table(valid)]
-    tables[1].values[split.validation_from :] *= 1.7
-    tables[1].status[split.validation_from :] ^= 1  # valid and missing bars change places
-    first, second = (
-        dataset.split_samples(
-            dataset.make_samples(table.status, dataset.next_bar_labels(table), 2, 4), split
-        )[0]
-        for table in tables
-    )
-    for name in ('t', 's', 'rows', 'label_row', 'log_return'):
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
-
-
-@given(valid=masks(), validation=st.floats(0.05, 0.95))
-@settings(deadline=None)  # the first call compiles
-def test_unsupervised_windows_end_on_their_side_of_the_cut(
-    valid: npt.NDArray[np.bool_], validation: float
-) -> None:
-    split = dataset.split_rows(len(valid), 0.8, validation)
-    table = make_table(valid)
-    samples = dataset.make_samples(table.status, dataset.next_bar_labels(table), 2, 4)
-    training, validating = dataset.split_windows(samples, split)
-    assert (training.rows < split.validation_from).all()
-    assert ((validating.t >= split.validation_from) & (validating.t < split.stop)).all()
-    assert len(training) + len(validating) == int((samples.t < split.stop).sum())
+    first, second = make_table(valid), make_table(valid)
+    second.values[cut:] *= 1.7
+    second.status[cut:] ^= 1  # valid and missing bars change places
+    for s in range(valid.shape[1]):
+        mine, other = (dataset.labels(table, s, (1, 3)) for table in (first, second))
+        known = np.flatnonzero((mine.row >= 0) & (mine.row < cut))
+        for a, b in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(a[known], b[known])
 
 
 @given(seed=st.integers(0, 99), share=st.floats(0.05, 0.9))
@@ -201,6 +141,15 @@ def test_the_fingerprint_knows_every_part_of_the_data() -> None:
     assert dataset.fingerprint(dataset.head(table, 20)) in prints
 
 
+def test_the_fingerprint_of_a_table_is_the_same_in_pieces_of_any_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = make_table(np.random.default_rng(1).random((20, 2)) < 0.8)
+    whole = dataset.fingerprint(table)
+    monkeypatch.setattr(dataset, 'CHUNK_BYTES', 300)
+    assert dataset.fingerprint(table) == whole
+
+
 def test_the_fingerprint_does_not_depend_on_the_kind_of_nan() -> None:
     table = make_table(np.array([[True], [False]]))
     other = dataset.head(table, 2)
@@ -208,14 +157,11 @@ def test_the_fingerprint_does_not_depend_on_the_kind_of_nan() -> None:
     assert dataset.fingerprint(table) == dataset.fingerprint(other)
 
 
-@pytest.mark.parametrize('warm_up', [0, 67, 200])
-@pytest.mark.parametrize(('train', 'validation'), [(0.7, 0.15), (0.5, 0.5), (1.0, 0.05)])
-def test_the_number_of_bars_said_to_be_needed_is_enough_and_nearly_least(
-    warm_up: int, train: float, validation: float
-) -> None:
-    needed = dataset.bars_needed(warm_up, train, validation)
-    assert _has_enough(needed, warm_up, train, validation)
-    assert not _has_enough(int(needed * 0.9), warm_up, train, validation)
+def test_a_window_has_a_label_only_if_each_horizon_has_a_number() -> None:
+    rows = np.arange(4)
+    returns = np.array([[0.1, 0.2], [0.1, np.nan], [np.inf, 0.2], [0.1, 0.2]])
+    samples = Samples(rows, rows, rows * 0, np.array([3, 3, 3, -1]), returns)
+    assert samples.labelled.tolist() == [True, False, False, False]
 
 
 def test_too_few_windows_name_the_bars_that_there_are_and_that_are_needed() -> None:
@@ -239,23 +185,47 @@ def _arrays(
     return table.event_time_ns, table.values, table.status
 
 
-def _has_enough(n_rows: int, warm_up: int, train: float, validation: float) -> bool:
-    """Return whether one symbol without gaps gives enough windows after `warm_up` bars."""
-    split = dataset.split_rows(n_rows, train, validation)
-    t = np.arange(warm_up, split.stop)
-    label = np.where(t + 1 < split.stop, t + 1, -1)
-    zeros = np.zeros(len(t))
-    samples = dataset.Samples(t, zeros.astype(np.int64), t[:, None], label, zeros)
-    training, validating = dataset.split_samples(samples, split)
-    return len(training) >= 64 and len(validating) >= 16
+@pytest.mark.parametrize('chunk', [1, 2**14, 2**25])
+def test_the_scaler_of_pieces_is_the_scaler_of_the_whole_training_part(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, 'CHUNK_BYTES', chunk)
+    table = simulated_table(7, ROWS, seed=3)
+    raw = FeatureState(SPEC, 7).batch(table.values, table.status)[:VALIDATION_FROM]
+    rows = raw[(table.status[:VALIDATION_FROM] == BarStatus.VALID) & np.isfinite(raw).all(axis=2)]
+    assert fit_scaler(table, SPEC, VALIDATION_FROM) == Scaler.fit(SPEC.names, rows)
 
 
-def test_rows_that_are_not_valid_in_the_frames_enter_no_window() -> None:
-    table = make_table(np.ones((10, 1), bool))
-    status = table.status.copy()
-    status[:4] = BarStatus.WARMING
-    labels: Labels = dataset.next_bar_labels(table)
-    samples = dataset.make_samples(status, labels, 3, 6)
-    np.testing.assert_array_equal(samples.t, [6, 7, 8, 9])
-    np.testing.assert_array_equal(samples.rows[0], [4, 5, 6])
-    np.testing.assert_array_equal(samples.label_row, [7, 8, 9, -1])
+def test_the_scaler_sees_no_bar_of_the_validation_part() -> None:
+    first, second = simulated_table(7, ROWS, seed=3), simulated_table(7, ROWS, seed=3)
+    second.values[VALIDATION_FROM:] = np.nan
+    second.status[VALIDATION_FROM:] = 77
+    assert fit_scaler(first, SPEC, VALIDATION_FROM) == fit_scaler(second, SPEC, VALIDATION_FROM)
+    second.values[VALIDATION_FROM - 1] *= 1.1
+    assert fit_scaler(first, SPEC, VALIDATION_FROM) != fit_scaler(second, SPEC, VALIDATION_FROM)
+
+
+def test_a_feature_that_no_bar_has_is_named() -> None:
+    table = simulated_table(3, ROWS, seed=3)
+    table.values[:, VOLUME] = np.nan
+    spec = FeatureSpec((*SPEC.features, FeatureItem('volume_ratio', {'n': 5})))
+    with pytest.raises(DataError, match='no bar of the training part has a value of volume_ratio'):
+        fit_scaler(table, spec, VALIDATION_FROM)
+
+
+def test_a_constant_series_gives_a_scaler_that_leaves_its_columns_alone() -> None:
+    table = simulated_table(1, ROWS, seed=3)
+    table.values[:, :4] = 10.0
+    scaler = fit_scaler(table, FeatureSpec(SPEC.features[:2]), VALIDATION_FROM)
+    assert scaler.scale.tolist() == [1, 1]
+
+
+def test_a_training_part_without_one_whole_row_says_how_many_bars_it_needs() -> None:
+    table = simulated_table(3, ROWS, seed=3)
+    with pytest.raises(DataError, match=f'need {SPEC.warmup_bars} clean bars .* longest .* has 3'):
+        fit_scaler(table, SPEC, 3)
+
+
+def test_a_folder_that_is_not_there_is_named_with_the_room_that_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'cannot keep 0 MB .* in .*nowhere'):
+        fit_scaler(simulated_table(3, ROWS, seed=3), SPEC, 90, tmp_path / 'nowhere')

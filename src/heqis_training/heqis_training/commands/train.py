@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `heqis train` command. The work is in `recipe`; torch is imported only when it runs."""
+"""`heqis train`: from bars to a run folder and a bundle. The work is in `recipe` and `bundling`.
+
+torch is imported only when the command runs.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,45 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from heqis_core.bars import BarTable
 from heqis_core.errors import ConfigError, HeqisError
 from heqis_core.features.spec import FeatureSpec
+from heqis_training.commands.common import add_bars, load_bars_of, needs_torch
 
 if TYPE_CHECKING:
+    from heqis_core.bundle import Bundle
     from heqis_core.manifest import MetricRow
-    from heqis_training.recipe import Outcome
-    from heqis_training.train import Epoch, Report
+    from heqis_training.run_folder import Run
+    from heqis_training.settings import TrainingSettings
 
 DEFAULT_OUT = 'output/bundles'
+SHOWN = {
+    'mape_pct': ('MAPE %', 3),
+    'skill': ('skill', 3),
+    'accuracy_pct': ('accuracy %', 1),
+    'mcc': ('MCC', 3),
+    'gross_return_pct': ('gross return %', 1),
+}
+"""Figures of the table on the terminal; the manifest holds every one."""
 EXAMPLES = """examples:
-  heqis train --data prices/                       # every CSV or Parquet file of a folder
+  heqis train --data prices/                        # every CSV or Parquet file of a folder
   heqis train --data prices.csv --symbols 600519.SH 000001.SZ
-  heqis train --simulate 1000 --symbols 8 --seed 3 # a simulated market of eight symbols
-  heqis train --data store/ --spec config/features.example.json
-  heqis train --data prices/ --epochs 40 --out output/bundles --json
+  heqis train --simulate 1000 --symbols 8 --seed 3  # a simulated market of eight symbols
+  heqis train --data store/ --spec features.json --config config/training.example.yaml
+  heqis train --data store/ --mode pretrain --run output/runs/mine     # the encoder alone, then
+  heqis train --data store/ --mode train --run output/runs/mine --num_epochs 100
+  torchrun --nproc_per_node 4 -m heqis_training train --data store/ --run output/runs/mine
 
-Only the first part of the event times (--train_fraction) is used, so that the rest can be streamed
-through the bundle without a look-ahead. The figures that are printed are no statement of profit.
+The same command again goes on where a run was interrupted. Only the first part of the event times
+(train_fraction) is used, so that the rest can test the bundle (heqis evaluate) or be streamed
+through it. The figures that are printed are no statement of profit.
 """
 
 
@@ -43,22 +56,21 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add `train` to the subcommands of `heqis`."""
     parser = subparsers.add_parser(
         'train',
-        help='train encoder and generator on market data and export a bundle',
-        description='Train the factor encoder and the GRU generator, and export them as a bundle.',
+        help='train encoder and generators on market data and export a bundle',
+        description='Pre-train the factor encoder, train the generators of Multi-GAN, and export '
+        'them as a bundle.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument('--data', metavar='PATH', help='CSV or Parquet, a file or a folder')
-    source.add_argument(
-        '--simulate', metavar='N', type=int, help='N bars of the seeded market simulator'
+    add_bars(parser)
+    parser.add_argument(
+        '--mode',
+        choices=('pretrain', 'train', 'all'),
+        default='all',
+        help='the encoder alone, the generators on an encoder that is there, or both (default)',
     )
     parser.add_argument(
-        '--symbols',
-        nargs='+',
-        default=[],
-        metavar='NAME',
-        help='only these symbols; with --simulate also their number (default 8)',
+        '--config', metavar='FILE', help='settings as YAML; the options below come on top'
     )
     parser.add_argument(
         '--spec',
@@ -66,26 +78,28 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help='feature spec as JSON (heqis features --list shows what there is); '
         'default: the 23 columns of the default spec',
     )
-    parser.add_argument('--out', metavar='DIR', default=DEFAULT_OUT, help='default %(default)s')
-    parser.add_argument('--seed', type=int, default=7, help='default %(default)s')
     parser.add_argument(
-        '--simulator_seed', type=int, metavar='SEED', help='of --simulate; default: --seed'
+        '--run',
+        metavar='DIR',
+        help='run folder: checkpoints, curves, logs; default: output/runs/ and a name made of '
+        'settings and data',
     )
     parser.add_argument(
-        '--epochs',
-        '--num_epochs',
-        type=int,
-        metavar='N',
-        help='of the generator at most; default 20',
+        '--out', metavar='DIR', default=DEFAULT_OUT, help='of the bundle; default %(default)s'
+    )
+    parser.add_argument('--seed', type=int, help='default 7')
+    parser.add_argument(
+        '--num_epochs', '--epochs', type=int, metavar='N', help='of the generators; default 20'
     )
     parser.add_argument(
         '--encoder_epochs', type=int, metavar='N', help='of the encoder at most; default 30'
     )
-    parser.add_argument('--window', type=int, default=20, help='bars a generator sees; default 20')
+    parser.add_argument(
+        '--window', type=int, metavar='W', help='bars that every generator sees; default 20'
+    )
     parser.add_argument(
         '--train_fraction',
         type=float,
-        default=0.7,
         metavar='X',
         help='part of the event times, from the first, that training may touch; default 0.7',
     )
@@ -96,6 +110,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help='log return up to which a bar is flat; default: the band of a third of the bars',
     )
     parser.add_argument(
+        '--device', default='auto', help='cpu, cuda or cuda:1; default: a GPU where there is one'
+    )
+    parser.add_argument(
         '--json', action='store_true', help='print one JSON object as the last line'
     )
     parser.set_defaults(func=run)
@@ -104,151 +121,119 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Train as `args` say; print the bundle, or the error to stderr. Return the exit status."""
     console = Console(stderr=args.json, highlight=False)
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        print(
-            f'heqis train: {error}; install what training needs with '
-            '`pip install -r requirements/training.txt`',
-            file=sys.stderr,
-        )
+    if not needs_torch('train'):
         return 1
+    started_s = time.monotonic()
     try:
-        outcome, seconds = _train(args, console)
+        trained, bundle = _train(args, console)
     except HeqisError as error:
         print(f'heqis train: {error}', file=sys.stderr)
         return 1
-    manifest = outcome.manifest
-    console.print(metrics_table(manifest.provenance.metrics))
-    console.print(manifest.provenance.metrics_note)
-    console.print(
-        f'bundle {manifest.bundle_id} in {outcome.path} ({seconds:.1f} s)', soft_wrap=True
-    )
+    except KeyboardInterrupt:
+        print('heqis train: interrupted; the same command goes on from here', file=sys.stderr)
+        return 130
+    seconds = time.monotonic() - started_s
+    if bundle is None:
+        console.print(f'encoder in {trained.path} ({seconds:.1f} s)', soft_wrap=True)
+    else:
+        manifest = bundle.manifest
+        console.print(metrics_table(manifest.provenance.metrics))
+        console.print(manifest.provenance.metrics_note)
+        console.print(f'served: {manifest.served}, by {manifest.provenance.selection.rule}')
+        console.print(
+            f'bundle {manifest.bundle_id} in {bundle.path} ({seconds:.1f} s)', soft_wrap=True
+        )
     if args.json:
-        print(json.dumps(_summary(outcome, seconds)), flush=True)
+        print(json.dumps(_summary(trained, bundle, seconds)), flush=True)
     return 0
 
 
 def metrics_table(rows: tuple[MetricRow, ...]) -> Table:
     """Return the metrics of a bundle as a table for the terminal."""
-    table = Table(title=f'{rows[0].part}, {rows[0].samples} windows', title_justify='left')
-    for heading in ('model', 'MAPE %', 'accuracy %', 'gross return %'):
-        table.add_column(heading, justify='left' if heading == 'model' else 'right')
+    title = f'{rows[0].part}, {rows[0].samples} windows'
+    table = Table(title=title, title_justify='left', box=SIMPLE_HEAD)
+    table.add_column('model')
+    for heading, _ in SHOWN.values():
+        table.add_column(heading, justify='right')
     for row in rows:
-        table.add_row(
-            row.model,
-            _figure(row.mape_pct, row.mape_interval_pct, 3),
-            _figure(row.accuracy_pct, row.accuracy_interval_pct, 1),
-            _figure(row.gross_return_pct, None, 1),
-        )
+        cells = (_figure(row, name, digits) for name, (_, digits) in SHOWN.items())
+        table.add_row(row.model, *cells)
     return table
 
 
-def _train(args: argparse.Namespace, console: Console) -> tuple[Outcome, float]:
-    from heqis_training.recipe import run_training
-    from heqis_training.settings import TrainingConfig
+def _train(args: argparse.Namespace, console: Console) -> tuple[Run, Bundle | None]:
+    from heqis_training.bundling import write_run_bundle
+    from heqis_training.device import is_first
+    from heqis_training.recipe import run_name, run_training
 
-    started_s = time.monotonic()
-    defaults = TrainingConfig()
-    config = replace(
-        defaults,
-        seed=args.seed,
-        window=args.window,
-        train_fraction=args.train_fraction,
-        flat_band=args.flat_band,
-        generator_fit=_epochs(defaults.generator_fit, args.epochs),
-        encoder_fit=_epochs(defaults.encoder_fit, args.encoder_epochs),
-    )
+    settings = _settings(args)
     spec = FeatureSpec.load(args.spec) if args.spec else None
-    table = _load(args, console, spec.channels if spec else ())
-    with _progress(console) as progress:
-        outcome = run_training(table, args.out, config, spec, _reporter(progress))
-    return outcome, time.monotonic() - started_s
-
-
-def _epochs(fit: Any, epochs: int | None) -> Any:
-    return fit if epochs is None else replace(fit, epochs=epochs)
-
-
-def _load(args: argparse.Namespace, console: Console, channels: Sequence[str]) -> BarTable:
-    from heqis_core.io.files import load_bars
-    from heqis_training import tables
-
-    if args.simulate is not None:
-        seed = args.seed if args.simulator_seed is None else args.simulator_seed
-        table = tables.simulate(_simulated_symbols(args.symbols), args.simulate, seed)
-    else:
-        table, cleaning = load_bars(Path(args.data), channels=channels)
-        if any(cleaning.counts.values()):
-            console.print(f'rejected rows: {cleaning.counts}')
-        if args.symbols:
-            table = table.select(args.symbols)
-    console.print(f'{len(table)} event times of {len(table.symbols)} symbols')
-    return table
-
-
-def _simulated_symbols(given: list[str]) -> int | list[str]:
-    if not given:
-        return 8
-    if len(given) == 1 and given[0].lstrip('-').isdigit():
-        if int(given[0]) < 1:
-            raise ConfigError(f'--symbols {given[0]}: expected names, or a number of at least 1')
-        return int(given[0])
-    return given
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn('{task.description:<8}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn('{task.fields[figures]}'),
-        TimeElapsedColumn(),
-        console=console,
+    table = load_bars_of(args, console, settings.seed, spec.channels if spec else ())
+    path = Path(args.run) if args.run else run_name(table, settings, spec)
+    console = console if is_first() else Console(quiet=True)
+    trained = run_training(
+        table, path, settings, spec, mode=args.mode, device=args.device, console=console
     )
+    console.print(trained.status)
+    if args.mode == 'pretrain' or not is_first():
+        return trained, None
+    return trained, write_run_bundle(trained, args.out)
 
 
-def _reporter(progress: Progress) -> Report:
-    tasks: dict[str, Any] = {}
+def _settings(args: argparse.Namespace) -> TrainingSettings:
+    """Return the settings of the file, with what was said on the command line on top."""
+    from heqis_training.settings import load_settings
 
-    def report(epoch: Epoch) -> None:
-        if epoch.model not in tasks:
-            tasks[epoch.model] = progress.add_task(epoch.model, total=epoch.epochs, figures='')
-        figures = (
-            f'loss {epoch.training_loss:.4f}  validation {epoch.validation_loss:.4f}  '
-            f'best epoch {epoch.best}'
-        )
-        total = epoch.number if epoch.last else epoch.epochs
-        task = tasks[epoch.model]
-        progress.update(task, completed=epoch.number, total=total, figures=figures)
+    told: dict[str, Any] = {
+        'seed': args.seed,
+        'flat_band': args.flat_band,
+        'split': {'train_fraction': args.train_fraction},
+        'fit': {'epochs': args.num_epochs},
+        'encoder': {'fit': {'epochs': args.encoder_epochs}},
+    }
+    settings = load_settings(args.config)
+    plain = msgspec.to_builtins(settings)
+    _overlay(plain, told)
+    if args.window is not None:
+        for generator in plain['generators']:
+            generator['window'] = args.window
+    try:
+        return msgspec.convert(plain, type(settings))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f'command line: {error}') from error
 
-    return report
+
+def _overlay(plain: dict[str, Any], told: dict[str, Any]) -> None:
+    for name, value in told.items():
+        if isinstance(value, dict):
+            _overlay(plain[name], value)
+        elif value is not None:
+            plain[name] = value
 
 
-def _figure(value: float | None, interval: tuple[float, float] | None, digits: int) -> str:
-    if value is None:
+def _figure(row: MetricRow, name: str, digits: int) -> str:
+    if name not in row.figures:
         return ''
-    text = f'{value:.{digits}f}'
-    return (
-        text
-        if interval is None
-        else f'{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]'
-    )
+    text = f'{row.figures[name]:.{digits}f}'
+    if name not in row.intervals:
+        return text
+    low, high = row.intervals[name]
+    return f'{text} [{low:.{digits}f}, {high:.{digits}f}]'
 
 
-def _summary(outcome: Outcome, seconds: float) -> dict[str, Any]:
-    manifest = outcome.manifest
-    return {
-        'bundle': {'id': manifest.bundle_id, 'path': str(outcome.path.resolve())},
+def _summary(trained: Run, bundle: Bundle | None, seconds: float) -> dict[str, Any]:
+    summary: dict[str, Any] = {'run': str(trained.path.resolve()), 'seconds': round(seconds, 3)}
+    if bundle is None:
+        return summary
+    manifest = bundle.manifest
+    return summary | {
+        'bundle': {'id': manifest.bundle_id, 'path': str(bundle.path.resolve())},
         'trained_until_ns': manifest.trained_until_ns,
         'symbols': list(manifest.provenance.data.symbols),
-        'windows': {
-            'training': outcome.training_windows,
-            'validation': outcome.validation_windows,
-        },
+        'served': manifest.served,
+        'selection': msgspec.to_builtins(manifest.provenance.selection),
         'strategy': msgspec.to_builtins(manifest.strategy),
         'flat_band': manifest.flat_band,
         'metrics': msgspec.to_builtins(manifest.provenance.metrics),
         'metrics_note': manifest.provenance.metrics_note,
-        'seconds': round(seconds, 3),
     }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subcommands of `heqis` that a workstation adds: one module each."""
