@@ -345,8 +345,9 @@ def graph(folder: Path, rounds: int, frames: int) -> list[Row]:
 
 
 def _train(folder: Path) -> Path:
-    command = [sys.executable, '-m', 'heqis_bringup.cli', 'train', '--json', '--epochs', '2']
-    command += ['--simulate', '600', '--symbols', str(SYMBOLS), '--out', str(folder / 'bundles')]
+    command = [sys.executable, '-m', 'heqis_bringup.cli', 'train', '--json', '--num_epochs', '2']
+    command += ['--simulate', '600', '--symbols', str(SYMBOLS)]
+    command += ['--run', str(folder / 'training'), '--out', str(folder / 'bundles')]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Path(json.loads(done.stdout.splitlines()[-1])['bundle']['path'])
 

@@ -26,6 +26,7 @@ setup(
         'msgspec>=0.18',
         'numpy>=1.26',
         'onnx>=1.16',
+        'pyyaml>=6',
         'rich>=13',
         'safetensors>=0.4',
         'scikit-learn>=1.4',

@@ -30,7 +30,9 @@ OFFERED_BY = {
     'data': ('heqis_core', 'check market data: what is wrong, where, and how much of it'),
     'features': ('heqis_core', 'named feature columns of bars, in batch or as a stream'),
     'fetch': ('heqis_training', 'fetch market data from Tushare Pro into a store (workstation)'),
-    'train': ('heqis_training', 'train a model and export it as a bundle (workstation)'),
+    'train': ('heqis_training', 'train models and export them as a bundle (workstation)'),
+    'evaluate': ('heqis_training', 'forecasts on the test part, beside floors (workstation)'),
+    'export': ('heqis_training', 'the bundle of a training run, or ONNX files (workstation)'),
 }
 _HOW_TO_GET = {
     'heqis_training': 'on a workstation: pip install -r requirements/training.txt, then '

@@ -75,7 +75,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         'help': 'of the simulator (without --data); default 8',
     },
     'seed': {'metavar': 'N', 'type': int, 'default': 7, 'help': 'of simulator and training'},
-    'epochs': {'metavar': 'N', 'type': int, 'help': 'of the generator at most'},
+    'epochs': {'metavar': 'N', 'type': int, 'help': 'of the generators at most'},
     'pace': {
         'metavar': 'BARS_PER_S',
         'type': float,
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         began_s = time.monotonic()
         run_dir = args.run_dir or Path('run/demo') / time.strftime('%Y%m%d-%H%M%S')
         if args.bundle is None:
-            command = training_command(data, run_dir / 'bundles', args.epochs)
+            command = training_command(data, run_dir, args.epochs)
             bundle = Bundle.load(train(command, stopped))
         else:
             bundle = Bundle.load(args.bundle)

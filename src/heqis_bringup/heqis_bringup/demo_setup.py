@@ -60,15 +60,16 @@ def check_data(data: DataChoice, bundle: Bundle) -> None:
         )
 
 
-def training_command(data: DataChoice, out: Path, epochs: int | None) -> list[str]:
-    """Return the `heqis train` that makes a bundle for `data` in the folder `out`."""
-    words = [sys.executable, '-m', 'heqis_bringup.cli', 'train', '--json', '--out', str(out)]
+def training_command(data: DataChoice, run_dir: Path, epochs: int | None) -> list[str]:
+    """Return the `heqis train` that makes a bundle for `data` below the folder of a run."""
+    words = [sys.executable, '-m', 'heqis_bringup.cli', 'train', '--json']
+    words += ['--run', str(run_dir / 'training'), '--out', str(run_dir / 'bundles')]
     words += ['--seed', str(data.seed)]
     if data.path is None:
         words += ['--simulate', str(SIMULATED_BARS), '--symbols', str(data.symbols)]
     else:
         words += ['--data', str(data.path)]
-    return words if epochs is None else [*words, '--epochs', str(epochs)]
+    return words if epochs is None else [*words, '--num_epochs', str(epochs)]
 
 
 def train(command: Sequence[str], stopped: Callable[[], bool]) -> Path:

@@ -156,11 +156,12 @@ def test_a_graph_file_that_describes_none_is_refused(tmp_path: Path, text: str) 
 def test_the_training_command_names_data_or_simulator(tmp_path: Path) -> None:
     words = training_command(DataChoice(None, 5, 3), tmp_path, None)
     assert words[words.index('train') :] == [
-        *('train', '--json', '--out', str(tmp_path), '--seed', '3'),
+        *('train', '--json', '--run', str(tmp_path / 'training')),
+        *('--out', str(tmp_path / 'bundles'), '--seed', '3'),
         *('--simulate', '1500', '--symbols', '5'),
     ]
     words = training_command(DataChoice(Path('d'), 8, 7), tmp_path, 2)
-    assert words[-4:] == ['--data', 'd', '--epochs', '2']
+    assert words[-4:] == ['--data', 'd', '--num_epochs', '2']
 
 
 def test_training_returns_the_bundle_that_its_last_line_names() -> None:

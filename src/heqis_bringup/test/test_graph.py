@@ -48,7 +48,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp('graph')
     data = write_bars(folder / 'bars')
     trained = heqis(
-        'train', '--data', data, '--out', folder / 'bundles', '--epochs', 2, '--seed', 1, '--json'
+        *('train', '--data', data, '--run', folder / 'run', '--out', folder / 'bundles'),
+        *('--num_epochs', 2, '--seed', 1, '--json'),
     )
     assert trained.returncode == 0, trained.stderr
     bundle = Path(json.loads(trained.stdout.splitlines()[-1])['bundle']['path'])

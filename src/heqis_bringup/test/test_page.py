@@ -48,7 +48,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         folder = Path('run/picture')
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    trained = heqis('train', '--data', data, '--out', folder / 'bundles', '--epochs', 3, '--json')
+    trained = heqis(
+        *('train', '--data', data, '--run', folder / 'training', '--out', folder / 'bundles'),
+        *('--num_epochs', 3, '--json'),
+    )
     assert trained.returncode == 0, trained.stderr
     bundle = Path(json.loads(trained.stdout.splitlines()[-1])['bundle']['path'])
     with running(data, bundle, folder, '--pace', PACE) as graph:

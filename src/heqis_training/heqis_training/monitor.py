@@ -38,8 +38,9 @@ class EpochFigures:
         network: its name.
         epoch: from 1.
         epochs: at most this many are planned.
-        figures: by name. `learning_rate`, names that end in `loss` and names that begin with
-            `validation` are shown and drawn; all others are kept in the table and TensorBoard.
+        figures: by name. Those that end in `loss` are told on the terminal, with `best_epoch` at
+            those of the validation part; they, what begins with `validation`, and `learning_rate`
+            are drawn; the table and TensorBoard have all of them.
     """
 
     network: str
@@ -50,7 +51,10 @@ class EpochFigures:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that happened in an epoch, given just before or after its figures."""
+    """Something that happened in an epoch, given just before or after its figures.
+
+    Epoch 0 is for what comes after the last one, which no checkpoint covers.
+    """
 
     epoch: int
     text: str
@@ -252,8 +256,7 @@ class Terminal:
     def epoch(self, rows: Sequence[EpochFigures]) -> None:
         """Move the bars, or print a line."""
         if not self._console.is_terminal:
-            told = '; '.join(f'{row.network} {_told(row)}' for row in rows)
-            self._print(f'epoch {rows[0].epoch}/{rows[0].epochs}: {told}')
+            self._print(f'epoch {rows[0].epoch}/{rows[0].epochs}: {_line(rows)}')
             return
         self._progress.start()
         for row in rows:
@@ -263,16 +266,17 @@ class Terminal:
                 self._tasks[row.network],
                 completed=row.epoch,
                 total=row.epochs,
-                figures=_told(row),
+                figures=_beside_bar(row),
             )
 
     def note(self, note: Note) -> None:
         """Print it, above the bars."""
-        self._print(f'epoch {note.epoch}: {note.text}')
+        self._print(f'epoch {note.epoch}: {note.text}' if note.epoch else note.text)
 
     def close(self) -> None:
         """Leave the bars as they are."""
-        self._progress.stop()
+        if self._console.is_terminal:  # elsewhere there are none, and it would print an empty line
+            self._progress.stop()
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
@@ -337,12 +341,33 @@ SILENT: Monitor = _Several(())
 
 
 def is_shown(figure: str) -> bool:
-    """Return whether a figure of this name is told in the terminal, beside the curves."""
+    """Return whether a figure of this name is drawn."""
     return figure.endswith('loss') or figure.startswith('validation')
 
 
-def _told(row: EpochFigures) -> str:
-    return ' '.join(f'{name} {value:.4g}' for name, value in row.figures.items() if is_shown(name))
+def _line(rows: Sequence[EpochFigures]) -> str:
+    """Return the losses of an epoch, one after the other, each with all its networks."""
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        for name, text in _losses(row).items():
+            told.setdefault(name, []).append(f'{row.network} {text}')
+    return '; '.join(f'{name} {", ".join(networks)}' for name, networks in told.items())
+
+
+def _beside_bar(row: EpochFigures) -> str:
+    """Return the last loss of a network, that of validation if it has one, in few letters."""
+    *_, (name, text) = [('', ''), *_losses(row).items()]
+    return f'{name.partition("_")[0]} {text}'
+
+
+def _losses(row: EpochFigures) -> dict[str, str]:
+    best = row.figures.get('best_epoch')
+    marked = '' if best is None else f' (best {best:.0f})'
+    return {
+        name: f'{value:.4g}{marked if name.startswith("validation") else ""}'
+        for name, value in row.figures.items()
+        if name.endswith('loss')
+    }
 
 
 def _covered(

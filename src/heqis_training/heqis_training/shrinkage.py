@@ -11,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 
+ERRORS = 2.0
+"""Standard errors that a slope must exceed before anything of a forecast is believed."""
+
+
 def shrinkage(
     forecasts: npt.NDArray[np.floating],
     targets: npt.NDArray[np.floating],
@@ -19,9 +23,10 @@ def shrinkage(
     """Return a factor in [0, 1] for each horizon, to multiply its forecasts with.
 
     The factor is the slope b of targets on forecasts through the origin, shrunk by what is known
-    of it: b (1 − se² / b²), and 0 where that is negative (the positive-part estimator of James and
-    Stein, 1961, for one coefficient). The error se sums up the windows of one event time first,
-    because symbols move together.
+    of it: b (1 − (2 se / b)²), and 0 where that is negative (a positive-part estimator in the
+    manner of James and Stein, 1961, for one coefficient). The error se sums up the windows of one
+    event time first, because symbols move together. Two standard errors, not one, are asked for
+    because the same windows have chosen the epoch: they flatter the forecasts that they judge.
 
     Args:
         forecasts: float (M, H).
@@ -46,4 +51,4 @@ def _factor(
         return 0.0
     scores = np.bincount(group, weights=x * (y - slope * x))
     error = float(scores @ scores) / power**2
-    return float(np.clip(slope * (1 - error / slope**2), 0.0, 1.0))
+    return float(np.clip(slope * (1 - ERRORS**2 * error / slope**2), 0.0, 1.0))

@@ -230,9 +230,29 @@ def test_without_the_tensorboard_package_training_goes_on_with_one_warning(
     assert 'history.csv has the same figures' in caplog.text
 
 
-def console(terminal: bool) -> tuple[Console, io.StringIO]:
+def console(terminal: bool, width: int = 80) -> tuple[Console, io.StringIO]:
     text = io.StringIO()
-    return Console(file=text, force_terminal=terminal, width=140, _environ={}), text
+    return Console(file=text, force_terminal=terminal, width=width, _environ={}), text
+
+
+def training_rows(epoch: int, epochs: int = 100) -> list[EpochFigures]:
+    """Give what Multi-GAN gives: two generators and a discriminator."""
+    figures = {'mse': 1.03, 'validation_loss': 2.25 - epoch / 1000, 'validation_accuracy': 0.4}
+    figures |= {'best_epoch': float(epoch), 'learning_rate': 2e-5}
+    rows = [EpochFigures(name, epoch, epochs, figures) for name in ('gru', 'transformer')]
+    against = {'discriminator_loss': 1.3894, 'learning_rate': 2e-5}
+    return [*rows, EpochFigures('discriminator_1', epoch, epochs, against)]
+
+
+def test_without_a_terminal_an_epoch_is_one_line_of_losses_with_the_best_epochs() -> None:
+    screen, text = console(False)
+    terminal = Terminal(screen)
+    terminal.epoch(training_rows(50))
+    terminal.close()
+    assert text.getvalue() == (
+        'epoch 50/100: validation_loss gru 2.2 (best 50), transformer 2.2 (best 50); '
+        'discriminator_loss discriminator_1 1.389\n'
+    )
 
 
 def test_without_a_terminal_there_is_one_line_for_each_epoch_and_note() -> None:
@@ -241,10 +261,7 @@ def test_without_a_terminal_there_is_one_line_for_each_epoch_and_note() -> None:
     tell(terminal, 1, 3)
     terminal.close()
     lines = text.getvalue().splitlines()
-    assert lines[0] == (
-        'epoch 1/8: gru loss 3 validation_mse 0.2429; lstm loss 3 validation_mse 0.2429; '
-        'd0 loss 0.7'
-    )
+    assert lines[0] == 'epoch 1/8: loss gru 3, lstm 3, d0 0.7'
     assert [line.split(':')[0] for line in lines[:4]] == [
         'epoch 1/8', 'epoch 2/8', 'epoch 3/8', 'epoch 3',
     ]  # fmt: skip
@@ -258,9 +275,27 @@ def test_on_a_terminal_there_is_one_bar_for_each_network() -> None:
     tell(terminal, 1, 4)
     terminal.close()
     last = text.getvalue().rsplit('encoder', 1)[1]
-    assert all(name in last for name in ('gru', 'lstm', 'd0', '4/8', 'validation_mse 0.6714'))
+    assert all(name in last for name in ('gru', 'lstm', 'd0', '4/8', 'loss 0.75'))
     assert '3/3' in last
     assert 'distilled' in text.getvalue()
+
+
+@pytest.mark.parametrize('width', [80, 120])
+def test_bars_with_names_epochs_and_losses_fit_the_terminal(width: int) -> None:
+    screen, text = console(True, width)
+    terminal = Terminal(screen)
+    terminal.epoch(training_rows(100))
+    terminal.close()
+    shown = text.getvalue()
+    last = shown[shown.rindex('gru') :]
+    assert '…' not in last
+    for words in (
+        '100/100',
+        'validation 2.15 (best 100)',
+        'discriminator_1',
+        'discriminator 1.389',
+    ):
+        assert words in last
 
 
 def test_the_silent_monitor_takes_everything_and_prints_nothing(
@@ -329,4 +364,4 @@ def test_a_monitored_run_has_table_logs_lines_and_picture_even_after_an_error(
         assert [row.epoch for row in figures if row.network == 'gru'] == list(range(1, EPOCHS + 1))
         steps = [step for step, _ in scalars(run.tensorboard, 'lstm', 'loss')]
         assert steps == list(range(1, EPOCHS + 1))
-    assert 'epoch 8/8: gru' in text.getvalue()
+    assert 'epoch 8/8: loss gru' in text.getvalue()

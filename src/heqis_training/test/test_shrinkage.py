@@ -34,7 +34,7 @@ def test_noise_is_mostly_set_to_persistence_and_never_turned_round() -> None:
         shrinkage(column(rng.normal(size=300)), column(rng.normal(size=300)), np.arange(300))[0]
         for _ in range(200)
     ]
-    assert np.mean([factor == 0 for factor in found]) > 0.75
+    assert np.mean([factor == 0 for factor in found]) > 0.93
     assert min(found) == 0
     assert max(found) < 0.2
 
@@ -48,11 +48,11 @@ def test_the_opposite_of_what_came_is_persistence_and_so_is_no_forecast() -> Non
 def test_copies_of_a_symbol_make_no_forecast_more_certain() -> None:
     rng = np.random.default_rng(4)
     x = rng.normal(size=400)
-    y = 0.1 * x + rng.normal(size=400)
+    y = 0.3 * x + rng.normal(size=400)
     t = np.arange(400)
     alone = shrinkage(column(x), column(y), t)
     copied = shrinkage(column(np.repeat(x, 9)), column(np.repeat(y, 9)), np.repeat(t, 9))
-    assert copied == pytest.approx(alone)
+    assert 0 < copied[0] == pytest.approx(alone[0])
     assert shrinkage(column(np.repeat(x, 9)), column(np.repeat(y, 9)), np.arange(3600)) > copied
 
 

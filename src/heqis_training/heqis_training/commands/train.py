@@ -34,7 +34,7 @@ SHOWN = {
     'skill': ('skill', 3),
     'accuracy_pct': ('accuracy %', 1),
     'mcc': ('MCC', 3),
-    'gross_return_pct': ('gross return %', 1),
+    'gross_return_pct': ('gross\nreturn %', 1),
 }
 """Figures of the table on the terminal; the manifest holds every one."""
 EXAMPLES = """examples:
@@ -44,7 +44,7 @@ EXAMPLES = """examples:
   heqis train --data store/ --spec features.json --config config/training.example.yaml
   heqis train --data store/ --mode pretrain --run output/runs/mine     # the encoder alone, then
   heqis train --data store/ --mode train --run output/runs/mine --num_epochs 100
-  torchrun --nproc_per_node 4 -m heqis_training train --data store/ --run output/runs/mine
+  torchrun --nproc_per_node 4 -m -- heqis_training train --data store/ --run output/runs/mine
 
 The same command again goes on where a run was interrupted. Only the first part of the event times
 (train_fraction) is used, so that the rest can test the bundle (heqis evaluate) or be streamed
@@ -120,11 +120,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Train as `args` say; print the bundle, or the error to stderr. Return the exit status."""
-    console = Console(stderr=args.json, highlight=False)
-    if not needs_torch('train'):
-        return 1
     started_s = time.monotonic()
     try:
+        if not needs_torch('train'):
+            return 1
+        from heqis_training.device import is_first
+
+        first = is_first()
+        console = Console(stderr=args.json, highlight=False, quiet=not first)
         trained, bundle = _train(args, console)
     except HeqisError as error:
         print(f'heqis train: {error}', file=sys.stderr)
@@ -143,18 +146,18 @@ def run(args: argparse.Namespace) -> int:
         console.print(
             f'bundle {manifest.bundle_id} in {bundle.path} ({seconds:.1f} s)', soft_wrap=True
         )
-    if args.json:
+    if args.json and first:
         print(json.dumps(_summary(trained, bundle, seconds)), flush=True)
     return 0
 
 
 def metrics_table(rows: tuple[MetricRow, ...]) -> Table:
-    """Return the metrics of a bundle as a table for the terminal."""
+    """Return the metrics of a bundle as a table for a terminal of 80 columns."""
     title = f'{rows[0].part}, {rows[0].samples} windows'
-    table = Table(title=title, title_justify='left', box=SIMPLE_HEAD)
-    table.add_column('model')
+    table = Table(title=title, title_justify='left', box=SIMPLE_HEAD, padding=0)
+    table.add_column('model', overflow='fold', min_width=8)
     for heading, _ in SHOWN.values():
-        table.add_column(heading, justify='right')
+        table.add_column(heading, justify='right', overflow='fold')
     for row in rows:
         cells = (_figure(row, name, digits) for name, (_, digits) in SHOWN.items())
         table.add_row(row.model, *cells)
@@ -170,11 +173,9 @@ def _train(args: argparse.Namespace, console: Console) -> tuple[Run, Bundle | No
     spec = FeatureSpec.load(args.spec) if args.spec else None
     table = load_bars_of(args, console, settings.seed, spec.channels if spec else ())
     path = Path(args.run) if args.run else run_name(table, settings, spec)
-    console = console if is_first() else Console(quiet=True)
     trained = run_training(
         table, path, settings, spec, mode=args.mode, device=args.device, console=console
     )
-    console.print(trained.status)
     if args.mode == 'pretrain' or not is_first():
         return trained, None
     return trained, write_run_bundle(trained, args.out)
@@ -218,7 +219,7 @@ def _figure(row: MetricRow, name: str, digits: int) -> str:
     if name not in row.intervals:
         return text
     low, high = row.intervals[name]
-    return f'{text} [{low:.{digits}f}, {high:.{digits}f}]'
+    return f'{text}\n{low:.{digits}f}..{high:.{digits}f}'
 
 
 def _summary(trained: Run, bundle: Bundle | None, seconds: float) -> dict[str, Any]:
