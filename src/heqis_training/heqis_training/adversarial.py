@@ -67,8 +67,8 @@ def soft_class(logits: Tensor, how: str) -> Tensor:
     2013); `gumbel` draws one (Jang et al., 2017).
     """
     if how == 'gumbel':
-        return functional.gumbel_softmax(logits, hard=True)
-    soft = torch.softmax(logits, dim=1)
+        return functional.gumbel_softmax(logits.float(), hard=True)
+    soft = torch.softmax(logits.float(), dim=1)
     hard = functional.one_hot(logits.argmax(dim=1), N_CLASSES).to(soft.dtype)
     return hard - soft.detach() + soft
 
@@ -155,6 +155,7 @@ def distillation_loss(
     2015, with the regression term of the reference.
     """
     alpha, heat = settings.distil_alpha, settings.distil_temperature
+    logits, teacher_logits = logits.float(), teacher_logits.float()
     divergence = functional.kl_div(
         functional.log_softmax(logits / heat, dim=1),
         functional.log_softmax(teacher_logits / heat, dim=1),
@@ -162,7 +163,7 @@ def distillation_loss(
         log_target=True,
     )
     labels = functional.cross_entropy(logits, classes)
-    values = functional.mse_loss(log_returns, targets)
+    values = functional.mse_loss(log_returns.float(), targets)
     return alpha * heat**2 * divergence + (1 - alpha) * (labels + settings.distil_lambda * values)
 
 
@@ -193,4 +194,5 @@ def _judge(discriminator: Discriminator, state: Tensor, shown: Sequence[Next]) -
 
 
 def _bce(logits: Tensor, target: float) -> Tensor:
+    logits = logits.float()  # a loss is never computed in half precision
     return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))

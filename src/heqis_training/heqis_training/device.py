@@ -2,7 +2,8 @@
 """Where networks are trained: the CPU, a GPU, or one GPU for each process of `torchrun`.
 
 Each process takes its share of every batch, and gradients are averaged before a step. Weights
-start equal because every process draws them from the same seed.
+start equal because every process draws them from the same seed, and stay equal because every
+decision (learning rate, best epoch, what is undone) is taken from figures that are averaged too.
 """
 
 from __future__ import annotations
@@ -48,10 +49,15 @@ class Device:
             yield
 
     def share(self, batch: Batch) -> Batch:
-        """Return this process's part of a batch; all of one that has too few windows to share."""
-        if len(batch.classes) < self.world or self.world == 1:
+        """Return this process's part of a batch; all of one that has too few windows to share.
+
+        Every part is as large: the mean of their gradients is that of them all, and dropout draws
+        as many numbers in each process. Up to `world - 1` windows are left out for that.
+        """
+        each = len(batch.classes) // self.world
+        if not each or self.world == 1:
             return batch
-        mine = slice(self.rank, None, self.world)
+        mine = slice(self.rank, each * self.world, self.world)
         return replace(
             batch,
             rows=batch.rows[mine],
@@ -65,6 +71,18 @@ class Device:
         """Wait until every process is here."""
         if self.world > 1:
             distributed.barrier()
+
+    def alone(self) -> Device:
+        """Return this device for work that the other processes do not share."""
+        return replace(self, rank=0, world=1)
+
+    def mean(self, figures: Tensor) -> Tensor:
+        """Return the mean of these figures over all processes: the same bits in each."""
+        if self.world == 1:
+            return figures
+        total = figures.to(self.name, copy=True)
+        distributed.all_reduce(total)
+        return total / self.world
 
     def average_gradients(self, parameters: Sequence[Parameter]) -> None:
         """Replace each gradient by its mean over all processes."""
@@ -94,15 +112,25 @@ def open_device(wanted: str, precision: str) -> Iterator[Device]:
         wanted: `auto` takes a GPU where there is one; else a name that torch knows.
         precision: see `Device`.
 
-    Raises ConfigError for a device that is not there.
+    Under `torchrun`, `cuda` is one GPU for each process. Raises ConfigError for a device that is
+    not there.
     """
     world, rank = int(os.environ.get('WORLD_SIZE', '1')), int(os.environ.get('RANK', '0'))
     local = int(os.environ.get('LOCAL_RANK', '0'))
     name = wanted
     if wanted == 'auto':
-        name = f'cuda:{local}' if torch.cuda.is_available() else 'cpu'
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'cuda':
+        name = f'cuda:{local}'
     if name.startswith('cuda') and not torch.cuda.is_available():
         raise ConfigError(f'device {name}: torch {torch.__version__} sees no GPU; use `cpu`')
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = str(error).partition('\n')[0]
+        raise ConfigError(f'device {name}: cannot be used ({reason}); use `cpu`') from error
+    if name.startswith('cuda'):
+        torch.cuda.set_device(name)
     if world == 1:
         yield Device(name, precision)
         return

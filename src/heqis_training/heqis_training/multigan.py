@@ -8,6 +8,7 @@ over epochs in `loop`, files elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from heqis_core.errors import DataError
 from heqis_core.manifest import ENSEMBLE
 from heqis_training import adversarial
 from heqis_training.adversarial import Next
@@ -75,7 +77,6 @@ class MultiGan:
         if settings.compile:
             for player in self.generators:
                 player.network.compile()
-        self._windows = [part.window for part in settings.generators]
         self.discriminators = [
             make_player(name, build_discriminator(part), against, self.device)
             for name, part in zip(
@@ -89,7 +90,10 @@ class MultiGan:
     # --- epochs ----------------------------------------------------------------------------------
 
     def run_epoch(self, number: int) -> tuple[dict[str, dict[str, float]], bool]:
-        """Train one epoch, validate, distil and fine-tune when due; see `loop.Trainee`."""
+        """Train one epoch, validate, distil and fine-tune when due; see `loop.Trainee`.
+
+        Raises DataError if the validation loss of a generator is not finite.
+        """
         weights = adversarial.pair_weights(
             self.settings.adversarial,
             number,
@@ -99,7 +103,8 @@ class MultiGan:
         figures = self._play(self.generators, self.discriminators, weights)
         improved = False
         for place, player in enumerate(self.generators):
-            self.scores[place] = self._validate([place])
+            self.scores[place] = self._agreed(place)
+            self._require_finite(place, number)
             player.scheduler.step(self.scores[place].loss)
             improved |= self._remember(place, number)
         for player in self.discriminators:
@@ -202,7 +207,7 @@ class MultiGan:
             losses = self._step(batch, generators, discriminators, weights)
             total = losses * len(batch.classes) + (total if count else 0.0)
             count += len(batch.classes)
-        means = (total / count).tolist()
+        means = self.device.mean(total / count).tolist()
         figures = {
             player.name: dict(
                 zip(('mse', 'cross_entropy', 'adversarial'), means[3 * place :], strict=False)
@@ -225,13 +230,13 @@ class MultiGan:
         with self.device.autocast():
             forecasts = [self._forecast(player, batch) for player in generators]
             fakes = [
-                Next(f.log_returns[:, 0], adversarial.soft_class(f.logits, rules.class_gradient))
-                for f in forecasts
+                Next(
+                    forecast.log_returns[:, 0].float(),
+                    adversarial.soft_class(forecast.logits, rules.class_gradient),
+                )
+                for forecast in forecasts
             ]
-        judged = [
-            self._step_discriminator(player, batch, fakes, weights[j])
-            for j, player in enumerate(discriminators)
-        ]
+        judged = self._step_discriminators(discriminators, batch, fakes, weights)
         with self.device.autocast():
             against = adversarial.adversarial_losses(
                 [player.network for player in discriminators], batch.past, fakes, weights
@@ -247,22 +252,30 @@ class MultiGan:
         for player in generators:
             player.step(self.device)
         each = torch.stack((mse, entropy, against), dim=1).flatten()
-        return torch.cat((each, *(value.reshape(1) for value in judged))).detach()
+        return torch.cat((each, judged)).detach()
 
-    def _step_discriminator(
-        self, player: Player, batch: Batch, fakes: Sequence[Next], weights: Tensor
+    def _step_discriminators(
+        self, players: Sequence[Player], batch: Batch, fakes: Sequence[Next], weights: Tensor
     ) -> Tensor:
+        """Step discriminators; return their losses (M,)."""
+        if not players:
+            return torch.zeros(0, device=self.device.name)
         with self.device.autocast():
-            loss = adversarial.discriminator_loss(
-                player.network, batch.past, batch.real, fakes, weights
+            losses = torch.stack(
+                [
+                    adversarial.discriminator_loss(
+                        player.network, batch.past, batch.real, fakes, weights[j]
+                    )
+                    for j, player in enumerate(players)
+                ]
             )
-        loss.backward()
-        player.step(self.device)
-        return loss.detach()
+        losses.sum().backward()
+        for player in players:
+            player.step(self.device)
+        return losses
 
     def _forecast(self, player: Player, batch: Batch) -> Forecast:
-        window = self._windows[self.generators.index(player)]
-        forecast: Forecast = player.network(batch.rows[:, -window:])
+        forecast: Forecast = player.network(batch.rows[:, -player.network.window :])
         return forecast
 
     @staticmethod
@@ -279,7 +292,7 @@ class MultiGan:
         players = [self.generators[place] for place in places]
         for player in players:
             player.network.eval()
-        total, count = torch.zeros(3, dtype=torch.float64), 0
+        total, count = torch.zeros(3, dtype=torch.float64, device=self.device.name), 0
         with torch.no_grad(), self.device.autocast():
             for batch in self._validation.in_order(self.settings.fit.max_windows):
                 forecasts = [self._forecast(player, batch) for player in players]
@@ -291,12 +304,26 @@ class MultiGan:
                     functional.nll_loss(log_p, batch.classes),
                     (log_p.argmax(1) == batch.classes).float().mean(),
                 )
-                total += size * torch.stack(part).double().cpu()
+                total += size * torch.stack(part).double()
                 count += size
         mse, entropy, accuracy = (total / count).tolist()
         rules = self.settings.adversarial
         loss = rules.regression * mse + rules.classification * entropy
         return Scores(loss, mse, entropy, accuracy)
+
+    def _agreed(self, place: int) -> Scores:
+        """Score a generator so that every process that trains sees the same bits."""
+        scores = torch.tensor(self._validate([place]), dtype=torch.float64)
+        return Scores(*self.device.mean(scores).tolist())
+
+    def _require_finite(self, place: int, number: int) -> None:
+        """Raise DataError where a network has diverged: it would take all others with it."""
+        loss = self.scores[place].loss
+        if not math.isfinite(loss):
+            raise DataError(
+                f'{self.generators[place].name}: epoch {number} has no finite validation loss '
+                f'({loss}); lower the learning rate or check the data'
+            )
 
     def _remember(self, place: int, number: int) -> bool:
         network = self.generators[place].network
@@ -347,7 +374,7 @@ class MultiGan:
         undo: Sequence[tuple[Player, Mapping[str, Any]]],
         what: str,
     ) -> bool:
-        before, after = self.scores[place], self._validate([place])
+        before, after = self.scores[place], self._agreed(place)
         kept = after.loss < before.loss
         if kept:
             self.scores[place] = after

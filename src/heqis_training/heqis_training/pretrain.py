@@ -29,7 +29,7 @@ class Pretraining:
         n_features: F indicators.
         training: windows that train, and their number.
         validation: windows that choose the epoch, and their number.
-        device: where the network lives.
+        device: where the network lives. One process pre-trains, and the others wait for it.
     """
 
     def __init__(
@@ -40,30 +40,30 @@ class Pretraining:
         validation: tuple[WindowTensors, int],
         device: Device,
     ) -> None:
-        self._settings, self._device = settings, device
+        self._settings, self._device = settings, device.alone()
         self._training, self._validation = training, validation
-        self._network = build_autoencoder(settings, n_features)
-        self._player = make_player(ENCODER, self._network, settings.fit, device)
+        self.network = build_autoencoder(settings, n_features)
+        self._player = make_player(ENCODER, self.network, settings.fit, self._device)
         self.best = Best()
 
     def run_epoch(self, number: int) -> tuple[dict[str, dict[str, float]], bool]:
         """Train one epoch and validate."""
         fit, total, count = self._settings.fit, 0.0, 0
-        self._network.train()
+        self.network.train()
         order = torch.randperm(self._training[1])[: fit.max_windows]
         for index in torch.split(order, fit.batch):
             with self._device.autocast():
-                loss = self._network.loss(self._images(self._training[0], index))
+                loss = self.network.loss(self._images(self._training[0], index))
             loss.backward()
             self._player.step(self._device)
             total += loss.item() * len(index)
             count += len(index)
         validation_loss = self._validate()
         self._player.scheduler.step(validation_loss)
-        improved = self.best.offer(number, validation_loss, self._network)
+        improved = self.best.offer(number, validation_loss, self.network)
         figures = {
             'reconstruction_loss': total / count,
-            'validation_reconstruction': validation_loss,
+            'validation_reconstruction_loss': validation_loss,
             'best_epoch': float(self.best.epoch),
             'learning_rate': self._player.learning_rate,
         }
@@ -84,8 +84,8 @@ class Pretraining:
 
     def finish(self) -> torch.nn.Module:
         """Return the encoder of the best epoch, on the CPU, with standardised factors."""
-        self.best.restore(self._network)
-        encoder = self._network.encoder
+        self.best.restore(self.network)
+        encoder = self.network.encoder
         with torch.no_grad():
             factors = torch.cat(
                 [
@@ -98,13 +98,14 @@ class Pretraining:
         return encoder
 
     def _validate(self) -> float:
-        self._network.eval()
+        self.network.eval()
         total, count = 0.0, 0
         # what is drawn while validating must not depend on how many epochs came before
-        with torch.no_grad(), torch.random.fork_rng(), self._device.autocast():
+        devices = range(torch.cuda.device_count())
+        with torch.no_grad(), torch.random.fork_rng(devices), self._device.autocast():
             torch.manual_seed(0)
             for index in spread(self._validation[1], self._settings.fit.max_windows):
-                loss = self._network.loss(self._images(self._validation[0], index))
+                loss = self.network.loss(self._images(self._validation[0], index))
                 total += loss.item() * len(index)
                 count += len(index)
         return total / count
