@@ -29,7 +29,7 @@ lint: setup ## run the gates alone: format, lint, types, architecture, shell, Do
 format: setup ## format the sources and sort their imports
 	@exec scripts/lint.sh --fix
 
-bench: setup ## run a benchmark: NAME=latency JSON=file.json (all of them without NAME)
+bench: setup ## run a benchmark: NAME=latency JSON=file.json ARGS= (all of them without NAME)
 	@exec scripts/bench.sh
 
 fuzz: setup ## damage data files for MINUTES=10 and hold the readers to what must be true

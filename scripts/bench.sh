@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# `make bench NAME=latency JSON=file.json`: one program of benchmarks/; without NAME all of them, and JSON is an array.
+# `make bench NAME=latency JSON=file.json ARGS="--quick"`: one program of benchmarks/; without NAME all of them (over an
+# hour: forecast and t3vae train models), and JSON is an array.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -12,7 +13,8 @@ if [[ -n ${NAME:-} ]]; then
   if [[ ! -r benchmarks/$NAME.py ]]; then
     die "there is no benchmark named $NAME; there is: $(programs | paste -sd ' ')"
   fi
-  exec python "benchmarks/$NAME.py" ${JSON:+--json "$JSON"}
+  # shellcheck disable=SC2086  # ARGS holds several words
+  exec python "benchmarks/$NAME.py" ${JSON:+--json "$JSON"} ${ARGS:-}
 fi
 
 work=$(mktemp -d)
