@@ -346,6 +346,8 @@ def _move_into_place(partial: Path, final: Path) -> None:
             # the same id with altered files: out of the way in one step, removed with the rest
             final.rename(partial.with_name(f'{partial.name}.altered'))
     partial.rename(final)
+    if os.name == 'nt':
+        return  # Windows has no handle of a folder to force; NTFS journals the rename
     folder = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

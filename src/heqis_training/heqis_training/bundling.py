@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,25 +41,27 @@ from heqis_training.loop import Tree
 from heqis_training.metrics import Answers
 from heqis_training.models.build import build_generator
 from heqis_training.models.served import ServedGenerator, output_names
-from heqis_training.recipe import (
+from heqis_training.recipe import scale_of
+from heqis_training.run_folder import Run
+from heqis_training.store import FrameStore
+from heqis_training.tensors import WindowTensors
+from heqis_training.workshop import (
     DataFacts,
     Workshop,
     golden_places,
     labelled_parts,
     open_frames,
     read_best,
-    scale_of,
+    read_file,
 )
-from heqis_training.run_folder import Run
-from heqis_training.store import FrameStore
-from heqis_training.tensors import WindowTensors
 
 Target = Literal['all', 'encoder', 'generators']
 SPEC_FILE, SCALER_FILE, GOLDEN_FILE = 'features.json', 'scaler.json', 'golden.npz'
 ENCODER_FILE = 'encoder.onnx'
 RULE = (
-    'validation loss of the best epoch: {regression:g} × MSE of the log return in units of the '
-    'training spread + {classification:g} × cross entropy of the class; the lowest is served'
+    'validation loss of the best epoch{shrunk}: {regression:g} × MSE of the log return in units '
+    'of the training spread + {classification:g} × cross entropy of the class; the lowest is '
+    'served'
 )
 
 
@@ -85,8 +88,7 @@ def write_run_bundle(run: Run, out: Path | str) -> Bundle:
     files = _shared_files(run) | {f'{one.name}.onnx': one.data for one in exported}
     golden: dict[str, npt.NDArray[np.generic]] = {}
     if run.settings.encoder.kind != 'none':
-        with np.load(run.encoder_golden, allow_pickle=False) as arrays:
-            golden |= {name: arrays[name] for name in arrays.files}
+        golden |= read_file(run.encoder_golden, _arrays)
     for one in exported:
         golden |= one.golden
     files[GOLDEN_FILE] = golden_file(golden)
@@ -99,19 +101,21 @@ def write_run_bundle(run: Run, out: Path | str) -> Bundle:
 def write_loose_files(run: Run, target: Target, out: Path | str) -> list[Path]:
     """Write the encoder, or the generators, of a finished run as ONNX beside scaler and spec."""
     work, best = _open(run)
-    files = {name: data for name, data in _shared_files(run).items() if name != ENCODER_FILE}
-    if target == 'encoder':
-        if run.settings.encoder.kind == 'none':
-            raise DataError(f'{run.path}: was trained without an encoder; nothing to export')
-        files[ENCODER_FILE] = run.encoder_onnx.read_bytes()
-    else:
+    files = _shared_files(run)
+    if target == 'encoder' and ENCODER_FILE not in files:
+        raise DataError(f'{run.path}: was trained without an encoder; nothing to export')
+    if target == 'generators':
+        files.pop(ENCODER_FILE, None)
         store = open_frames(work)
         parts = labelled_parts(work, store)
         scale = scale_of(run.settings, parts[0])
         for one in _export_generators(work, best, store, parts, scale):
             files[f'{one.name}.onnx'] = one.data
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f'{out}: cannot be written ({error}); choose another folder') from error
     for name, data in files.items():
         write_durable(folder / name, data)
     return [folder / name for name in files]
@@ -119,15 +123,20 @@ def write_loose_files(run: Run, target: Target, out: Path | str) -> list[Path]:
 
 def _open(run: Run) -> tuple[Workshop, Tree]:
     best = read_best(run)
-    spec = FeatureSpec.from_json(run.spec.read_bytes())
-    facts = msgspec.json.decode(run.facts.read_bytes(), type=DataFacts)
+    spec = read_file(run.spec, FeatureSpec.from_json)
+    facts = read_file(run.facts, msgspec.json.Decoder(DataFacts).decode)
     return Workshop(run, spec, facts), best
 
 
+def _arrays(data: bytes) -> dict[str, npt.NDArray[np.generic]]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
 def _shared_files(run: Run) -> dict[str, bytes]:
-    files = {SPEC_FILE: run.spec.read_bytes(), SCALER_FILE: run.scaler.read_bytes()}
+    files = {SPEC_FILE: read_file(run.spec, bytes), SCALER_FILE: read_file(run.scaler, bytes)}
     if run.settings.encoder.kind != 'none':
-        files[ENCODER_FILE] = run.encoder_onnx.read_bytes()
+        files[ENCODER_FILE] = read_file(run.encoder_onnx, bytes)
     return files
 
 
@@ -228,6 +237,7 @@ def _manifest(
             packages=dict(run.info.packages),
             selection=SelectionPart(
                 rule=RULE.format(
+                    shrunk=', with shrunken returns' if settings.shrink else '',
                     regression=settings.adversarial.regression,
                     classification=settings.adversarial.classification,
                 ),

@@ -27,7 +27,7 @@ from heqis_training.bootstrap import (
 from heqis_training.dataset import DOWN, UP, classify
 
 NOTE = (
-    'Measured on the validation part, which also chose the best epoch and the thresholds: an '
+    'Measured on the validation part, which also chose epoch, shrinkage and thresholds: an '
     'optimistic view. Gross returns know no fees, limits, lots or slippage. No figure here is a '
     'statement of profit.'
 )

@@ -9,26 +9,19 @@ boards run. What becomes of a finished run is the business of `bundling`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from heqis_core.bars import VOLUME, BarStatus, BarTable
 from heqis_core.errors import ConfigError
 from heqis_core.features.spec import FeatureSpec, default_spec
-from heqis_core.io.ort_engine import OrtEngine
-from heqis_core.manifest import factor_names
-from heqis_core.pipeline import FeaturePipeline
 from heqis_core.scaler import Scaler
 from heqis_training import dataset, splits
 from heqis_training.batches import Part, Scale
@@ -36,7 +29,6 @@ from heqis_training.checkpoint import (
     check_about,
     check_weights,
     load_latest,
-    load_state,
     save_state,
     write_durable,
 )
@@ -52,58 +44,19 @@ from heqis_training.settings import TrainingSettings
 from heqis_training.splits import Split
 from heqis_training.store import FrameStore, StoreKey, frames
 from heqis_training.tensors import WindowTensors
+from heqis_training.workshop import (
+    DataFacts,
+    Workshop,
+    golden_places,
+    labelled_parts,
+    open_frames,
+    pipeline_of,
+    read_file,
+)
 
 Mode = Literal['pretrain', 'train', 'all']
-GOLDEN_ROWS = 16
 DRAW_EVERY = 10
 """Epochs between two pictures of the curves."""
-
-
-class DataFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a run must remember of its bars, which end where training must end.
-
-    Attributes:
-        fingerprint: of them.
-        symbols: S names.
-        bars: VALID ones.
-        first_ns, last_ns: event times of the first and the last of these.
-        trained_until_ns: event time of the last row that training could touch.
-        validation_from, test_from: rows, see `splits.Split`.
-    """
-
-    fingerprint: str
-    symbols: tuple[str, ...]
-    bars: int
-    first_ns: int
-    last_ns: int
-    trained_until_ns: int
-    validation_from: int
-    test_from: int
-
-    @property
-    def split(self) -> Split:
-        """Return the split; its test part is not there."""
-        return Split(self.validation_from, self.test_from, self.test_from)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """A run with what every stage of it needs.
-
-    Attributes:
-        run: held by this process.
-        spec: features.
-        facts: of the bars.
-    """
-
-    run: Run
-    spec: FeatureSpec
-    facts: DataFacts
-
-    @property
-    def settings(self) -> TrainingSettings:
-        """Return the settings of the run."""
-        return self.run.settings
 
 
 def run_training(
@@ -132,17 +85,25 @@ def run_training(
     ConfigError for settings that cannot be or do not fit the folder.
     """
     settings = settings or TrainingSettings()
-    split = splits.chronological(len(table), settings.split)
-    known = dataset.head(table, split.test_from)
-    spec = spec or default_spec(has_volume(known))
+    if mode == 'pretrain' and settings.encoder.kind == 'none':
+        raise ConfigError(
+            'mode pretrain trains the encoder, and encoder.kind is none; use cae or t3vae, or '
+            'mode train'
+        )
+    split, known, spec = _before_test(table, settings, spec)
     bars = (table.status == BarStatus.VALID).sum(axis=0)
+    _require_bars(known, split, spec, settings, bars)
     facts = _facts(known, split)
     with open_device(device, settings.precision) as where:
         if where.rank:
-            return _join(known, Path(path), facts, spec, where)
+            return _join(known, Path(path), facts, spec, mode, where)
         with hold_run(Path(path), settings, spec, facts.fingerprint) as run:
+            if console:
+                console.print(run.status, soft_wrap=True)
             work = Workshop(run, spec, facts)
-            if run.finished and mode != 'pretrain':
+            if run.finished:
+                open_frames(work, known)  # made again where they have been removed
+                where.barrier()
                 return run
             with _told(run, console) as monitor:
                 _prepare(work, known, bars, mode, where, monitor)
@@ -157,50 +118,9 @@ def run_name(
 ) -> Path:
     """Return the default folder of a run: the same settings, features and bars share one."""
     settings = settings or TrainingSettings()
-    known = dataset.head(table, splits.chronological(len(table), settings.split).test_from)
-    spec = spec or default_spec(has_volume(known))
+    _, known, spec = _before_test(table, settings, spec)
     made_of = '-'.join((settings.id[:8], spec.id[:8], dataset.fingerprint(known)[:8]))
     return Path(DEFAULT_RUNS) / made_of
-
-
-def open_frames(work: Workshop, known: BarTable | None = None) -> FrameStore:
-    """Return the frames of a run: those that are there, else made of its bars `known`.
-
-    Raises DataError if they are needed and no bars are given.
-    """
-    scaler = Scaler.from_json(work.run.scaler.read_bytes())
-    settings = work.settings.encoder
-    data = b'' if settings.kind == 'none' else work.run.encoder_onnx.read_bytes()
-    made_of = '\n'.join((work.spec.id, scaler.id, hashlib.sha256(data).hexdigest()))
-    names = work.spec.names + factor_names(settings.factors if data else 0)
-    key = StoreKey(
-        work.facts.fingerprint,
-        hashlib.sha256(made_of.encode()).hexdigest()[:16],
-        names,
-        work.settings.horizons,
-    )
-    folder = work.run.frames
-    if known is None or FrameStore.is_there(folder, key):
-        return FrameStore.open(folder, key)
-    if not data:
-        pipeline = _pipeline(work, known, scaler, None)
-        return FrameStore.build(known, frames(pipeline, known), key, folder)
-    engine = OrtEngine()
-    engine.load(work.run.encoder_onnx)
-    try:
-        pipeline = _pipeline(work, known, scaler, engine)
-        return FrameStore.build(known, frames(pipeline, known), key, folder)
-    finally:
-        engine.close()
-
-
-def labelled_parts(work: Workshop, store: FrameStore) -> tuple[Samples, Samples]:
-    """Return the windows that train and those that validate the generators."""
-    settings = work.settings
-    longest = max(settings.window, settings.past)
-    samples = store.samples(longest, 2 * longest)
-    training, validation, _ = splits.parts(samples, work.facts.split, settings.split.embargo)
-    return training, validation
 
 
 def scale_of(settings: TrainingSettings, training: Samples) -> Scale:
@@ -214,6 +134,16 @@ def has_volume(table: BarTable) -> bool:
     valid = table.status == BarStatus.VALID
     traded = valid & (table.values[:, VOLUME, :] > 0)
     return bool((traded.any(axis=0) == valid.any(axis=0)).all())
+
+
+def _before_test(
+    table: BarTable, settings: TrainingSettings, spec: FeatureSpec | None
+) -> tuple[Split, BarTable, FeatureSpec]:
+    """Return the split, a copy of the bars before the test part, and the features."""
+    split = splits.chronological(len(table), settings.split)
+    known = dataset.head(table, split.test_from)
+    spec = spec or default_spec(has_volume(known.head(split.validation_from)))
+    return split, known, spec
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -240,6 +170,7 @@ def _prepare(
                 'encoder of kind none'
             )
         _pretrain(work, known, bars, device, monitor)
+    FrameStore.remove(run.indicators)  # here: a run that was killed may have left them
     if mode != 'pretrain':
         open_frames(work, known)
 
@@ -252,8 +183,8 @@ def _pretrain(
     monitor: Monitor,
 ) -> None:
     settings, run = work.settings.encoder, work.run
-    scaler = Scaler.from_json(run.scaler.read_bytes())
-    pipeline = _pipeline(work, known, scaler, None)
+    scaler = read_file(run.scaler, Scaler.from_json)
+    pipeline = pipeline_of(work, known, scaler, None)
     key = StoreKey(work.facts.fingerprint, scaler.id, work.spec.names, work.settings.horizons)
     store = FrameStore.build(known, frames(pipeline, known), key, run.indicators)
     samples = store.samples(settings.window, 2 * settings.window)
@@ -261,15 +192,22 @@ def _pretrain(
     _require(work, bars, len(parts[0]), len(parts[1]))
     windows = [(WindowTensors(store, part, device.name), len(part)) for part in parts]
     about = run.about('encoder')
+    saved = _saved(run.encoder, about)
     with deterministic(work.settings.seed):
         trainee = Pretraining(settings, len(work.spec.names), windows[0], windows[1], device)
+        if saved:
+            check_weights(
+                run.encoder,
+                {ENCODER: trainee.network},
+                {ENCODER: saved['trainee']['player']['network']},
+            )
         run_epochs(
             ENCODER,
             trainee,
             settings.fit.epochs,
             settings.fit.patience,
             monitor,
-            saved=_saved(run.encoder, about),
+            saved=saved,
             save=lambda tree: save_state(run.encoder, tree, about),
         )
         encoder = trainee.finish()
@@ -281,8 +219,6 @@ def _pretrain(
     golden = {f'{ENCODER}/input': rows, f'{ENCODER}/factors': answers['factors']}
     write_durable(run.encoder_golden, golden_file(golden))
     write_durable(run.encoder_onnx, data)  # last: with it the pre-training is over
-    del store, windows, host, trainee  # Windows removes no file that is mapped
-    FrameStore.remove(run.indicators)
 
 
 def _train(
@@ -314,6 +250,7 @@ def _train(
 
     with deterministic(settings.seed + 1):
         game = MultiGan(settings, store.features.shape[1], parts[0], parts[1], device)
+        fit = settings.fit
         if saved:
             players = saved['trainee']['players']
             check_weights(
@@ -321,17 +258,14 @@ def _train(
                 game.networks(),
                 {name: player['network'] for name, player in players.items()},
             )
-        fit = settings.fit
-        progress = run_epochs(
-            'generators', game, fit.epochs, fit.patience, monitor, saved=saved, save=save
-        )
+        run_epochs('generators', game, fit.epochs, fit.patience, monitor, saved=saved, save=save)
         networks = game.best_networks()
         if device.rank:
             return
         factors = game.shrink_returns() if settings.shrink else {}
         for name, values in factors.items():
             text = ', '.join(f'{value:.2f}' for value in values)
-            monitor.note(Note(progress.done, f'{name}: forecast returns × {text} (validation)'))
+            monitor.note(Note(0, f'{name}: forecast returns × {text} (validation)'))
         best = {
             'networks': {name: network.state_dict() for name, network in networks.items()},
             'scores': {name: list(score) for name, score in game.candidates().items()},
@@ -341,10 +275,14 @@ def _train(
         save_state(run.best, best, run.about('best'))
 
 
-def _join(known: BarTable, path: Path, facts: DataFacts, spec: FeatureSpec, device: Device) -> Run:
+def _join(
+    known: BarTable, path: Path, facts: DataFacts, spec: FeatureSpec, mode: Mode, device: Device
+) -> Run:
     """Train beside the first process, once it has prepared everything; save nothing."""
     device.barrier()
     run = read_run(path)
+    if mode == 'pretrain' or run.finished:
+        return run
     bars = (known.status == BarStatus.VALID).sum(axis=0)
     _train(Workshop(run, spec, facts), known, bars, device, SILENT)
     return run
@@ -376,47 +314,42 @@ def _saved(path: Path, about: Mapping[str, str]) -> Tree | None:
     return tree
 
 
-def read_best(run: Run) -> Tree:
-    """Return the best states of a finished run, or raise ConfigError or DataError."""
-    if not run.finished:
-        raise ConfigError(f'{run.path}: training is not over; run `heqis train` to its end first')
-    state = load_state(run.best)
-    check_about(state, run.about('best'))
-    tree: Tree = state.tree
-    return tree
-
-
-def golden_places(count: int) -> Tensor:
-    """Return the places of at most `GOLDEN_ROWS` of `count` windows, evenly spread."""
-    return torch.linspace(0, count - 1, min(GOLDEN_ROWS, count)).long()
-
-
-def _pipeline(
-    work: Workshop, known: BarTable, scaler: Scaler, engine: OrtEngine | None
-) -> FeaturePipeline:
-    settings = work.settings.encoder
-    window = settings.window if engine else 1
-    return FeaturePipeline(
-        known.symbols,
-        work.spec,
-        scaler,
-        engine,
-        window,
-        work.settings.tile,
-        2 * window,
-        known.channels,
-    )
-
-
 def _require(
     work: Workshop, bars: npt.NDArray[np.int64], n_training: int, n_validation: int
 ) -> None:
     settings = work.settings
-    encoder = settings.encoder.window - 1 if settings.encoder.kind != 'none' else 0
-    longest = max(settings.window, settings.past)
-    warm_up = work.spec.warmup_bars + encoder + longest - 1
-    needed = dataset.bars_needed(warm_up, settings.split, settings.horizons[-1])
+    needed = dataset.bars_needed(
+        _warm_up(work.spec, settings), settings.split, settings.horizons[-1]
+    )
     dataset.require_windows(work.facts.symbols, bars, n_training, n_validation, needed)
+
+
+def _require_bars(
+    known: BarTable,
+    split: Split,
+    spec: FeatureSpec,
+    settings: TrainingSettings,
+    bars: npt.NDArray[np.int64],
+) -> None:
+    """Raise DataError if even a series without gaps would give too few windows."""
+    warm_up, farthest = _warm_up(spec, settings), settings.horizons[-1]
+    valid = known.status == BarStatus.VALID
+    left_out = farthest + settings.split.embargo
+    counts = [
+        int(np.maximum(part.sum(axis=0) - less, 0).sum())
+        for part, less in (
+            (valid[: split.validation_from], warm_up + left_out),
+            (valid[split.validation_from :], left_out),
+        )
+    ]
+    needed = dataset.bars_needed(warm_up, settings.split, farthest)
+    dataset.require_windows(known.symbols, bars, counts[0], counts[1], needed)
+
+
+def _warm_up(spec: FeatureSpec, settings: TrainingSettings) -> int:
+    """Return the bars of one symbol before its first window is full."""
+    encoder = settings.encoder.window - 1 if settings.encoder.kind != 'none' else 0
+    return spec.warmup_bars + encoder + max(settings.window, settings.past) - 1
 
 
 def _facts(known: BarTable, split: Split) -> DataFacts:

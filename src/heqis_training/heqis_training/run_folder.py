@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from heqis_core.errors import ConfigError
 from heqis_core.features.spec import FeatureSpec
-from heqis_training.checkpoint import write_durable
+from heqis_training.checkpoint import load_latest, write_durable
 from heqis_training.settings import TrainingSettings, load_settings
 
 DEFAULT_RUNS = 'output/runs'
@@ -282,9 +282,19 @@ def _create(path: Path, settings: TrainingSettings, spec: FeatureSpec, data: str
 
 
 def _lengthen(run: Run, settings: TrainingSettings) -> Run:
-    """Let a run go on for as long as it is told now; it may be over sooner, too."""
+    """Let a run go on for as long as it is told now.
+
+    Raises ConfigError for less than what is done: it would not equal a run that was told so.
+    """
     if settings == run.settings:
         return run
+    old, new, state = run.settings.fit, settings.fit, load_latest(run.checkpoint)
+    done = int(state.tree['progress']['done']) if state else 0
+    if done > new.epochs or (done and new.patience < old.patience):
+        raise ConfigError(
+            f'{run.path}: {done} epochs are done with fit.patience {old.patience}; now fit.epochs '
+            f'is {new.epochs} and fit.patience {new.patience}; ask for no less, or {_ANOTHER}'
+        )
     write_durable(run.path / _SETTINGS, settings.to_yaml().encode())
     info = msgspec.structs.replace(run.info, finished=None)
     _write_info(run.path, info)

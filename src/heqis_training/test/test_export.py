@@ -14,15 +14,20 @@ from torch import Tensor, nn
 
 from heqis_core.errors import EngineError
 from heqis_training.export import checked_outputs, export_onnx, golden_file
+from heqis_training.models.build import build_generator
 from heqis_training.models.encoder import FactorEncoder
-from heqis_training.models.gru import OUTPUTS, GruGenerator
+from heqis_training.models.served import ServedGenerator, output_names
+from heqis_training.settings import GruSettings
 
 TILE, WINDOW, WIDTH = 8, 10, 7
+OUTPUTS = output_names(1)
 
 
-def make_gru() -> GruGenerator:
+def make_gru() -> ServedGenerator:
     torch.manual_seed(3)
-    return GruGenerator(WIDTH, 16, 0.02).eval()
+    network = build_generator(GruSettings(window=WINDOW, hidden=16), WIDTH, 1)
+    torch.nn.init.normal_(network.return_head.weight)  # an untrained one forecasts nothing
+    return ServedGenerator(network, [0.02]).eval()
 
 
 def make_encoder() -> FactorEncoder:
@@ -67,7 +72,7 @@ def test_a_file_that_differs_from_the_network_is_refused_by_output() -> None:
     x = np.random.default_rng(0).normal(size=(4, WINDOW, WIDTH)).astype(np.float32)
     other = make_gru()
     with torch.no_grad():
-        other.class_head.bias[0] += 1e-3
+        other.generator.class_head.bias[0] += 1e-3
     with pytest.raises(EngineError, match=r"output 'logits' of the ONNX .* by 0\.001"):
         checked_outputs(export_gru(), other, x, TILE, OUTPUTS)
 
