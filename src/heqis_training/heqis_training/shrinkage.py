@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-
 ERRORS = 2.0
 """Standard errors that a slope must exceed before anything of a forecast is believed."""
 
