@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +92,14 @@ def train(settings: TrainingSettings, n_training: int, device: Device) -> dict[s
     return {**game.state(), 'notes': game.notes()}
 
 
-def one_of_them(rank: int, world: int, port: int, folder: str) -> None:
-    """Train as one process of `torchrun` would; leave the states in the folder."""
-    os.environ |= {
-        'RANK': str(rank),
-        'LOCAL_RANK': str(rank),
-        'WORLD_SIZE': str(world),
-        'MASTER_ADDR': '127.0.0.1',
-        'MASTER_PORT': str(port),
-    }
-    if sys.platform == 'linux':
-        os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+def one_of_them(folder: Path) -> None:
+    """Train as one process of `torchrun`, whose variables are set; leave the states there."""
+    rank, world = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     with open_device('cpu', 'float32') as device:
         assert (device.rank, device.world, is_first()) == (rank, world, rank == 0)
         device.barrier()
         games = [train(settings, n_training, device) for settings, n_training in GAMES]
-    save_state(Path(folder) / str(rank), games, {})
+    save_state(folder / str(rank), games, {})
 
 
 @pytest.fixture(scope='module')
@@ -117,20 +109,21 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]]:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    context = get_context('spawn')
+    shared = {**os.environ, 'WORLD_SIZE': str(world), 'MASTER_PORT': str(port)}
+    shared |= {'MASTER_ADDR': '127.0.0.1', 'GLOO_SOCKET_IFNAME': 'lo'}
     processes = [
-        context.Process(target=one_of_them, args=(rank, world, port, str(folder)))
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+        )
         for rank in range(world)
     ]
-    for process in processes:
-        process.start()
     try:
-        for process in processes:
-            process.join(LIMIT_S)
-        assert [process.exitcode for process in processes] == [0] * world
+        assert [process.wait(LIMIT_S) for process in processes] == [0] * world
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     first, second = (load_state(folder / str(rank)).tree for rank in range(world))
     return list(zip(first, second, strict=True))
 
@@ -224,3 +217,7 @@ def test_one_process_averages_nothing_and_waits_for_nobody() -> None:
     assert parameter.grad.tolist() == [1.0, 2.0, 3.0]
     figures = torch.tensor([1.0, 2.0])
     assert device.mean(figures) is figures
+
+
+if __name__ == '__main__':
+    one_of_them(Path(sys.argv[1]))
