@@ -25,12 +25,14 @@ setup(
         'link': ['pyzmq>=26.4'],
         'modbus': ['pymodbus>=3.16,<4', 'pyserial>=3.5', 'pyyaml>=6'],
         'onnx': ['onnxruntime>=1.18'],
+        'signing': ['cryptography>=3.4'],
         'test': ['pytest'],
         'tushare': ['requests>=2.31', 'six>=1.16', 'tushare>=1.4.21', 'urllib3>=2.1'],
     },
     zip_safe=False,
     entry_points={
         'heqis.commands': [
+            'bundle = heqis_core.commands.bundle:register',
             'data = heqis_core.commands.data:register',
             'features = heqis_core.commands.features:register',
         ],

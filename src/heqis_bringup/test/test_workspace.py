@@ -37,6 +37,7 @@ ROSDEP_KEYS = {
     'rosidl_default_generators',
     'rosidl_default_runtime',
     'std_msgs',
+    'python3-cryptography',
     'python3-dash-pip',
     'python3-fastapi',
     'python3-hypothesis',
@@ -61,6 +62,7 @@ ROSDEP_KEYS = {
 # Module -> rosdep key. None: rosdep has no key, a requirements file brings it.
 KEY_OF_MODULE = {
     'ament_index_python': 'rclpy',
+    'cryptography': 'python3-cryptography',
     'dash': 'python3-dash-pip',
     'diagnostic_msgs': 'diagnostic_msgs',
     'fastapi': 'python3-fastapi',

@@ -11,15 +11,15 @@ from typing import Any
 from heqis_compute.dds_link import DdsLink
 from heqis_compute.judge import Answer, Judge
 from heqis_compute.params import COMPUTE
-from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError, HeqisError
-from heqis_core.io.ort_engine import OrtEngine, open_engine
+from heqis_core.io.ort_engine import open_engine
 from heqis_core.io.zmq_link import ComputeLink
 from heqis_core.io.zmq_security import optional_security
 from heqis_core.link import ComputeEnd, MissedRequest
 from heqis_msgs.msg import Decisions, Event, FeatureFrame, Predictions
 from heqis_msgs.srv import MissedFrames, SwapBundle
 from heqis_ros import qos
+from heqis_ros.bundles import BundleDoor
 from heqis_ros.convert import predictions_to_msg, request_to_srv
 from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
@@ -43,6 +43,7 @@ class ComputeNode(ManagedNode):
         super().__init__()
         self._lock = threading.Lock()
         self._judge: Judge | None = None
+        self._door = BundleDoor(self)
 
     def configure(self, params: Any) -> None:
         """Verify the bundle and open this end of the link, or refuse with the reason."""
@@ -50,7 +51,7 @@ class ComputeNode(ManagedNode):
             raise ConfigError(
                 'parameter bundle is empty: name the folder that `heqis train` printed'
             )
-        self._judge = Judge(_verified(params.bundle), open_engine)
+        self._judge = Judge(self._door.open(params.bundle, params.trusted_keys), open_engine)
         self.defer(self._judge.close)
         self._predictions = self.publisher(Predictions, 'predictions', qos.PREDICTIONS)
         self._events = self.publisher(Event, 'events', qos.EVENTS)
@@ -149,7 +150,7 @@ class ComputeNode(ManagedNode):
         assert self._judge is not None
         response.bundle_id = self._judge.bundle.bundle_id
         try:
-            bundle = _verified(request.path)
+            bundle = self._door.open(request.path, self.params.trusted_keys)
             if not self._judge.same_features(bundle):
                 raise ConfigError(
                     f'bundle {bundle.bundle_id} reads other features or windows than '
@@ -210,12 +211,6 @@ class ComputeNode(ManagedNode):
             self._told = text
             self.set_info(text)
             self.get_logger().error(text)
-
-
-def _verified(path: str) -> Bundle:
-    bundle = Bundle.load(path)
-    bundle.verify_golden(OrtEngine)
-    return bundle
 
 
 def main() -> int:

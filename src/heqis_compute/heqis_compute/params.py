@@ -10,6 +10,13 @@ COMPUTE = ParamTable(
     [
         Param('bundle', str, '', 'Folder of the bundle to serve.'),
         Param(
+            'trusted_keys',
+            str,
+            '',
+            'Folder of the public keys (NAME.pub.pem) whose bundles are run; empty: unsigned '
+            'bundles too.',
+        ),
+        Param(
             'transport',
             str,
             'zmq',

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bundle: the one folder that a board runs, and every check before a model may speak.
 
-A bundle holds `manifest.json`, the ONNX files, scaler, feature spec, and golden inputs with their
-outputs. The manifest's fields live in `heqis_core.manifest`, how a bundle comes about in
-heqis_training, how a model file is run behind `heqis_core.engine`.
+A bundle holds `manifest.json`, the ONNX files, scaler, feature spec, golden inputs with their
+outputs, and `signature.json` where it is signed (`heqis_core.io.signing`). The manifest's fields
+live in `heqis_core.manifest`, how a bundle comes about in heqis_training, how a model file is run
+behind `heqis_core.engine`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heqis_core.engine import Engine, infer_tiled
-from heqis_core.errors import BundleError, HeqisError
+from heqis_core.errors import BundleError, ConfigError, HeqisError
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.manifest import (
     CLASSES,
@@ -34,6 +35,7 @@ from heqis_core.manifest import (
     FileEntry,
     GeneratorPart,
     Manifest,
+    ManifestCheck,
     check_files,
     factor_names,
     read_checked,
@@ -77,15 +79,19 @@ class Bundle:
     scaler: Scaler
 
     @classmethod
-    def load(cls, path: Path | str) -> Bundle:
+    def load(cls, path: Path | str, check: ManifestCheck | None = None) -> Bundle:
         """Read and check a bundle folder; nothing is run, see `verify_golden` for that.
+
+        `check` judges the manifest's bytes before anything is interpreted, such as
+        `TrustedKeys.check` of `heqis_core.io.signing`: hashes alone tell of accidents, not who
+        made the bundle.
 
         Raises BundleError that names the file or field, what was found, what was expected and what
         to do: no manifest, an unknown schema or field, a path that leads out of the folder, a file
         that is missing, unlisted, too large or altered, an id, spec or names that do not match.
         """
         root = Path(path)
-        manifest = read_manifest(root)
+        manifest = read_manifest(root, check)
         check_files(root, manifest)
         spec = _parse(root, manifest, manifest.features.spec_file, FeatureSpec.from_json)
         scaler = _parse(root, manifest, manifest.scaler_file, Scaler.from_json)
@@ -258,6 +264,24 @@ class Bundle:
                     f'output by {worst:.3g} on engine {engine.kind}, at most {tolerance:g} is '
                     f'accepted; {EXPORT_AGAIN}, or use another engine'
                 )
+
+
+def manifest_check(trusted_keys: Path | str) -> ManifestCheck | None:
+    """Return what `Bundle.load` asks of a manifest where only the bundles of some keys are run.
+
+    `trusted_keys` is a folder as in `heqis_core.io.signing.TrustedKeys.load`, which see for what
+    is raised; None where it is empty: no signature is asked for.
+    """
+    if not str(trusted_keys):
+        return None
+    try:
+        from heqis_core.io.signing import TrustedKeys  # cryptography: only where keys are used
+    except ImportError as error:
+        raise ConfigError(
+            f'trusted keys need {error.name}, which is missing: install it as in '
+            'requirements/runtime.txt'
+        ) from error
+    return TrustedKeys.load(trusted_keys).check
 
 
 def write_bundle(parent: Path | str, manifest: Manifest, files: Mapping[str, bytes]) -> Path:

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +21,15 @@ from heqis_core.strategy import StrategyConfig
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = 'manifest.json'
+SIGNATURE_FILE = 'signature.json'
+"""The one file that the manifest does not list: it signs the bytes of the manifest."""
+
 CLASSES = ('down', 'flat', 'up')
 ENSEMBLE = 'ensemble'
 """Name under which the mean of several generators is served."""
 
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_SIGNATURE_BYTES = 4096
 MAX_FILE_BYTES = 512 << 20
 MAX_TOTAL_BYTES = 2 << 30
 
@@ -35,6 +40,9 @@ Name = Annotated[str, msgspec.Meta(pattern='^[a-z][a-z0-9_]*$')]
 
 RELATIVE_PATH = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*')
 EXPORT_AGAIN = 'copy the bundle again from where it was made, or train it again'
+
+ManifestCheck = Callable[[Path, bytes], None]
+"""Raises BundleError unless the manifest with these bytes may be read, in this bundle folder."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -188,20 +196,20 @@ def factor_names(count: int) -> tuple[str, ...]:
     return tuple(f'factor_{index}' for index in range(count))
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Return the manifest of a bundle folder, or raise BundleError that names the wrong field."""
+def read_manifest(root: Path, check: ManifestCheck | None = None) -> Manifest:
+    """Return the manifest of a bundle folder, or raise BundleError that names the wrong field.
+
+    `check` sees its bytes before anything of them is interpreted.
+    """
     path = root / MANIFEST_FILE
     if not path.is_file():
         found = 'a folder without one' if root.is_dir() else 'no such folder'
         raise BundleError(
             f'{path}: no manifest ({found}); give the folder that holds {MANIFEST_FILE}'
         )
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f'{path}: {size} bytes, at most {MAX_MANIFEST_BYTES} are read; {EXPORT_AGAIN}'
-        )
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_MANIFEST_BYTES)
+    if check is not None:
+        check(root, data)
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
@@ -216,14 +224,34 @@ def read_manifest(root: Path) -> Manifest:
     return manifest
 
 
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return a file's bytes, or raise BundleError: a link, no plain file, more than `limit`."""
+    if path.is_symlink() or not path.is_file():
+        what = 'a link' if path.is_symlink() else 'not a plain file'
+        raise BundleError(f'{path}: {what}; {EXPORT_AGAIN}')
+    # The size first, for the message; then the read is bounded whatever the file has become.
+    try:
+        size = path.stat().st_size
+        with path.open('rb') as stream:
+            data = stream.read(limit + 1) if size <= limit else b''
+    except OSError as error:
+        raise BundleError(f'{path}: cannot be read: {error.strerror}') from error
+    if max(size, len(data)) > limit:
+        raise BundleError(f'{path}: {size} bytes, at most {limit} are read; {EXPORT_AGAIN}')
+    return data
+
+
 def check_files(root: Path, manifest: Manifest) -> None:
-    """Raise BundleError unless the folder holds exactly the listed files, none of them altered."""
+    """Raise BundleError unless the folder holds exactly the listed files, none of them altered.
+
+    `signature.json` may stand beside them.
+    """
     total = sum(entry.bytes for entry in manifest.files.values())
     if total > MAX_TOTAL_BYTES:
         raise BundleError(
             f'{root}: the files have {total} bytes, at most {MAX_TOTAL_BYTES} are read'
         )
-    listed = {MANIFEST_FILE, *manifest.files}
+    listed = {MANIFEST_FILE, SIGNATURE_FILE, *manifest.files}
     for folder, folders, names in os.walk(root):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for name in (*names, *links):
@@ -261,6 +289,8 @@ def _check_fields(path: Path, manifest: Manifest) -> None:
 
     for name in manifest.files:
         expect(RELATIVE_PATH.fullmatch(name) is not None, 'files', name, 'plain relative paths')
+        own = name in (MANIFEST_FILE, SIGNATURE_FILE)
+        expect(not own, 'files', name, 'files other than the manifest and its signature')
     named = {
         'features.spec_file': manifest.features.spec_file,
         'scaler_file': manifest.scaler_file,
@@ -330,6 +360,8 @@ def _plain_file(root: Path, name: str, entry: FileEntry) -> Path:
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise BundleError(f'{path}: leads out of the bundle to {path.resolve()}; {EXPORT_AGAIN}')
+    if path.is_symlink():
+        raise BundleError(f'{path}: a link to {os.readlink(path)}; {EXPORT_AGAIN}')
     if not path.is_file():
         raise BundleError(
             f'{path}: {"not a plain file" if path.exists() else "missing"}; {EXPORT_AGAIN}'

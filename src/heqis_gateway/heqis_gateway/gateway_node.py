@@ -28,6 +28,7 @@ from heqis_msgs.msg import Committed
 from heqis_msgs.msg import FeatureFrame as FeatureFrameMsg
 from heqis_msgs.srv import MissedBars, MissedFrames
 from heqis_ros import qos
+from heqis_ros.bundles import BundleDoor
 from heqis_ros.convert import block_to_msg, frame_to_msg, reply_to_srv, srv_to_request
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
@@ -52,6 +53,7 @@ class GatewayNode(ManagedNode):
         """Share `hub` with the bridge node of this process."""
         super().__init__()
         self._hub = hub
+        self._door = BundleDoor(self)
         self._stream: FrameStream | None = None
         self._group: SourceGroup | None = None
         self._history: BarHistory | None = None
@@ -62,8 +64,7 @@ class GatewayNode(ManagedNode):
             raise ConfigError(
                 'parameter bundle is empty: name the folder that `heqis train` printed'
             )
-        bundle = Bundle.load(params.bundle)
-        bundle.verify_golden(OrtEngine)
+        bundle = self._door.open(params.bundle, params.trusted_keys)
         encoder = self._load_encoder(bundle)
         warm_until_ns = bundle.manifest.trained_until_ns if params.start_after_training else 0
         source = self._open_source(params, bundle.spec.channels)

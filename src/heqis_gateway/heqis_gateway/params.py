@@ -10,6 +10,13 @@ GATEWAY = ParamTable(
     'gateway',
     [
         Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
+        Param(
+            'trusted_keys',
+            str,
+            '',
+            'Folder of the public keys (NAME.pub.pem) whose bundles are run; empty: unsigned '
+            'bundles too.',
+        ),
         Param('stream', str, 'daily', "Name of the stream, part of every decision's key."),
         Param(
             'source',
