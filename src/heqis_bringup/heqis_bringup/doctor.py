@@ -38,7 +38,17 @@ PROGRAMS = {
     'heqis_supervisor': ('journal', 'supervisor', 'agent'),
     'heqis_compute': ('compute',),
 }
-_RUNTIME = ('numpy', 'numba', 'msgspec', 'pyzmq', 'onnxruntime', 'pandas', 'pyarrow', 'psutil')
+_RUNTIME = (
+    'numpy',
+    'numba',
+    'msgspec',
+    'pyzmq',
+    'onnxruntime',
+    'pandas',
+    'pyarrow',
+    'psutil',
+    'cryptography',
+)
 _DASHBOARD = ('dash', 'plotly', 'fastapi', 'starlette', 'uvicorn', 'websockets')
 _SOURCE = 'source install/setup.bash (or . scripts/env.sh)'
 _SETUP = 'make setup'

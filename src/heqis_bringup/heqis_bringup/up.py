@@ -19,7 +19,7 @@ from types import FrameType
 from heqis_bringup.ament import find_executable, find_share
 from heqis_bringup.launch_file import LaunchPlan, load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
-from heqis_core.bundle import Bundle
+from heqis_core.bundle import Bundle, manifest_check
 from heqis_core.errors import ConfigError
 from heqis_gateway.sources import read_sources
 
@@ -109,7 +109,13 @@ def check_bundle(plan: LaunchPlan) -> None:
         return
     if not plan.values['bundle']:
         raise ConfigError('no bundle: give bundle:=DIR, the folder that `heqis train` printed')
-    Bundle.load(plan.values['bundle'])
+    _open_bundle(plan)
+
+
+def _open_bundle(plan: LaunchPlan) -> Bundle:
+    """Return the bundle of a plan, its signature checked where the plan names trusted keys."""
+    check = manifest_check(plan.values.get('trusted_keys', ''))
+    return Bundle.load(plan.values['bundle'], check)
 
 
 def check_sources(plan: LaunchPlan) -> None:
@@ -124,7 +130,7 @@ def check_sources(plan: LaunchPlan) -> None:
         raise ConfigError('no sources: give sources:=FILE, as config/sources.example.yaml')
     path = Path(plan.values['sources'])
     joined = [rule.name for rule in read_sources(path).channels]
-    spec = Bundle.load(plan.values['bundle']).spec
+    spec = _open_bundle(plan).spec
     missing = [name for name in spec.channels if name not in joined]
     if missing:
         raise ConfigError(

@@ -284,7 +284,17 @@ def test_every_entry_point_can_be_loaded(package: str) -> None:
 
 def test_the_subcommands_are_registered() -> None:
     names = {entry.name for entry in importlib.metadata.entry_points(group='heqis.commands')}
-    assert {'batch', 'demo', 'doctor', 'evaluate', 'export', 'keys', 'train', 'up'} <= names
+    assert {
+        'batch',
+        'bundle',
+        'demo',
+        'doctor',
+        'evaluate',
+        'export',
+        'keys',
+        'train',
+        'up',
+    } <= names
 
 
 @pytest.fixture
