@@ -26,5 +26,8 @@ setup(
         'console_scripts': [
             'compute = heqis_compute.compute_node:main',
         ],
+        'heqis.commands': [
+            'engines = heqis_compute.engines.command:register',
+        ],
     },
 )

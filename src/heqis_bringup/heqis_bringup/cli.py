@@ -29,6 +29,7 @@ OFFERED_BY = {
     'batch': ('heqis_bringup', 'the decisions of a bundle on a data set, without any graph'),
     'bundle': ('heqis_core', 'sign, verify, show, compare and pack bundles'),
     'data': ('heqis_core', 'check market data: what is wrong, where, and how much of it'),
+    'engines': ('heqis_compute', 'choose and build the engines of a bundle on this board'),
     'features': ('heqis_core', 'named feature columns of bars, in batch or as a stream'),
     'fetch': ('heqis_training', 'fetch market data from Tushare Pro into a store (workstation)'),
     'train': ('heqis_training', 'train models and export them as a bundle (workstation)'),

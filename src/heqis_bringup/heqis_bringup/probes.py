@@ -114,29 +114,11 @@ def _rknn() -> str | None:
 
 
 def _tensorrt() -> str | None:
-    # The driver first: without one, TensorRT itself ends the process.
-    count = cuda_devices()
-    if isinstance(count, str):
-        return count
-    if count == 0:
-        return 'the CUDA driver finds no device'
-    if util.find_spec('tensorrt') is None:
-        return 'the Python package tensorrt is not installed'
-    return None
+    if util.find_spec('heqis_compute') is None:
+        return 'heqis_compute is not installed'
+    from heqis_compute.engines.probe import tensorrt_obstacle
 
-
-def cuda_devices() -> int | str:
-    """Return the number of CUDA devices, or why the driver cannot tell."""
-    try:
-        driver = ctypes.CDLL('libcuda.so.1')
-    except OSError:
-        return 'no CUDA driver (libcuda.so.1) on this machine'
-    status = int(driver.cuInit(0))
-    if status:
-        return f'the CUDA driver answers with error {status}'
-    count = ctypes.c_int(0)
-    status = int(driver.cuDeviceGetCount(ctypes.byref(count)))
-    return count.value if status == 0 else f'the CUDA driver answers with error {status}'
+    return tensorrt_obstacle()  # asks the driver first: without one, TensorRT ends the process
 
 
 def _onnxruntime() -> str | None:
@@ -163,7 +145,7 @@ _RKNN = EngineProbe(
 )
 _TENSORRT = EngineProbe(
     'TensorRT',
-    'heqis_core.io.trt_engine',
+    'heqis_compute.engines.tensorrt_engine',
     _tensorrt,
     _package('tensorrt'),
     'on the Jetson: TensorRT and CUDA of JetPack, pip install -r requirements/board-jetson.txt',

@@ -289,6 +289,7 @@ def test_the_subcommands_are_registered() -> None:
         'bundle',
         'demo',
         'doctor',
+        'engines',
         'evaluate',
         'export',
         'keys',

@@ -6,13 +6,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from heqis_compute.dds_link import DdsLink
+from heqis_compute.engines.probe import Choice, PassedOver, candidates, probe
+from heqis_compute.engines.tensorrt_build import BuildFlags
 from heqis_compute.judge import Answer, Judge
 from heqis_compute.params import COMPUTE
+from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError, HeqisError
-from heqis_core.io.ort_engine import open_engine
 from heqis_core.io.zmq_link import ComputeLink
 from heqis_core.io.zmq_security import optional_security
 from heqis_core.link import ComputeEnd, MissedRequest
@@ -51,7 +54,10 @@ class ComputeNode(ManagedNode):
             raise ConfigError(
                 'parameter bundle is empty: name the folder that `heqis train` printed'
             )
-        self._judge = Judge(self._door.open(params.bundle, params.trusted_keys), open_engine)
+        bundle = self._door.open(params.bundle, params.trusted_keys)
+        self._passed_over: tuple[PassedOver, ...] = ()
+        choice = self._choose(bundle, params)
+        self._judge = Judge(bundle, choice.make_engine)
         self.defer(self._judge.close)
         self._predictions = self.publisher(Predictions, 'predictions', qos.PREDICTIONS)
         self._events = self.publisher(Event, 'events', qos.EVENTS)
@@ -66,7 +72,23 @@ class ComputeNode(ManagedNode):
         self.service(SwapBundle, '~/swap_bundle', self._on_swap)
         self.timer(COUNTERS_PERIOD_S, self._report)
         self.worker('judge', self._run)
-        self.set_info(f'onnxruntime, bundle {self._judge.bundle.bundle_id}')
+        self._serve(choice, bundle)
+
+    def _choose(self, bundle: Bundle, params: Any) -> Choice:
+        """Return the engine for a verified bundle; on a new board TensorRT builds for minutes."""
+        flags = BuildFlags(params.engine_precision, params.engine_dla)
+        order = candidates(params.engine, bundle, flags, Path(params.engine_cache))
+        choice = probe(order)
+        if choice.passed_over != self._passed_over:
+            self._passed_over = choice.passed_over
+            for kind, reason in choice.passed_over:
+                self.get_logger().info(f'engine {kind} is passed over: {reason}')
+        return choice
+
+    def _serve(self, choice: Choice, bundle: Bundle) -> None:
+        self._engine_counters = choice.counters
+        reasons = choice.text().removeprefix(choice.kind)
+        self.set_info(f'{choice.kind}, bundle {bundle.bundle_id}{reasons}')
 
     def _open_link(self, params: Any) -> ComputeEnd:
         if params.transport == 'zmq':
@@ -156,10 +178,12 @@ class ComputeNode(ManagedNode):
                     f'bundle {bundle.bundle_id} reads other features or windows than '
                     f'{response.bundle_id}: configure both boards with it'
                 )
+            # Before the lock: frames go on while engines of the new bundle are built.
+            choice = self._choose(bundle, self.params)
             if not self._lock.acquire(timeout=SWAP_TIMEOUT_S):
                 raise ConfigError('the node is busy with one frame for too long: try again')
             try:
-                self._judge.swap(bundle)
+                self._swap(bundle, choice)
             finally:
                 self._lock.release()
         except HeqisError as error:
@@ -168,7 +192,7 @@ class ComputeNode(ManagedNode):
         response.accepted = True
         response.bundle_id = bundle.bundle_id
         response.message = 'served from the next frame on'
-        self.set_info(f'onnxruntime, bundle {bundle.bundle_id}')
+        self._serve(choice, bundle)
         self.publish(
             self._events,
             Event(
@@ -181,6 +205,16 @@ class ComputeNode(ManagedNode):
             ),
         )
         return response
+
+    def _swap(self, bundle: Bundle, choice: Choice) -> None:
+        judge = self._judge
+        assert judge is not None
+        before, judge.make_engine = judge.make_engine, choice.make_engine
+        try:
+            judge.swap(bundle)
+        except HeqisError:
+            judge.make_engine = before
+            raise
 
     def _report(self) -> None:
         judge = self._judge
@@ -202,6 +236,8 @@ class ComputeNode(ManagedNode):
         }
         for name, value in values.items():
             self.set_counter(name, value)
+        for name, value in self._engine_counters.items():
+            self.set_counter(f'engine_{name}', value)
         for name, value in self._link.counters.items():
             self.set_counter(f'link_{name}', value)
         self._tell(judge.foreign_text or self._link.last_error)

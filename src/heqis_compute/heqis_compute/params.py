@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from heqis_compute.engines.probe import ENGINES
+from heqis_compute.engines.tensorrt_build import PRECISIONS
 from heqis_ros.params import Param, ParamTable
 
 COMPUTE = ParamTable(
@@ -15,6 +17,32 @@ COMPUTE = ParamTable(
             '',
             'Folder of the public keys (NAME.pub.pem) whose bundles are run; empty: unsigned '
             'bundles too.',
+        ),
+        Param(
+            'engine',
+            str,
+            'auto',
+            'What runs the generators; auto: the first that works.',
+            choices=ENGINES,
+        ),
+        Param(
+            'engine_precision',
+            str,
+            'fp32',
+            'Model files that TensorRT runs: fp16 and int8 are those that `heqis convert` made.',
+            choices=PRECISIONS,
+        ),
+        Param(
+            'engine_dla',
+            bool,
+            False,
+            'Let TensorRT use the DLA where the chip has one (fp16 and int8).',
+        ),
+        Param(
+            'engine_cache',
+            str,
+            'run/engines',
+            'Folder of engines that TensorRT built; relative to where the process was started.',
         ),
         Param(
             'transport',

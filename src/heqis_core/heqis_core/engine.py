@@ -8,6 +8,7 @@ thrown away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -44,6 +45,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model."""
+
+
+def check_inputs(path: Path, specs: Sequence[TensorSpec], inputs: Arrays) -> None:
+    """Raise EngineError that names the input of a model that is missing, unknown, or another."""
+    for spec in specs:
+        array = inputs.get(spec.name)
+        if array is None:
+            raise EngineError(
+                f'{path}: input {spec.name!r} is missing; got {sorted(inputs) or "no input"}'
+            )
+        if array.shape != spec.shape or array.dtype != spec.dtype:
+            raise EngineError(
+                f'{path}: input {spec.name!r} has {array.dtype} {array.shape}, '
+                f'expected {spec.dtype} {spec.shape}'
+            )
+    if len(inputs) != len(specs):
+        known = [spec.name for spec in specs]
+        unknown = sorted(set(inputs) - set(known))
+        raise EngineError(f'{path}: unknown input {unknown}, the model has {known}')
 
 
 def infer_tiled(engine: Engine, rows: npt.NDArray[np.float32], tile: int) -> Arrays:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from heqis_core.engine import Arrays, TensorSpec
+from heqis_core.engine import Arrays, TensorSpec, check_inputs
 from heqis_core.errors import EngineError
 
 _DTYPES = {
@@ -71,7 +71,7 @@ class OrtEngine:
         dtype than `specs` says, and if the runtime itself fails.
         """
         session = self._loaded()
-        self._check(inputs)
+        check_inputs(self._path, self._inputs, inputs)
         try:
             values = session.run(None, inputs)
         except Exception as error:  # the runtime's own exceptions share no public base class
@@ -87,24 +87,6 @@ class OrtEngine:
         if self._session is None:
             raise EngineError('no model is loaded; call load(path) first')
         return self._session
-
-    def _check(self, inputs: Arrays) -> None:
-        for spec in self._inputs:
-            array = inputs.get(spec.name)
-            if array is None:
-                raise EngineError(
-                    f'{self._path}: input {spec.name!r} is missing; '
-                    f'got {sorted(inputs) or "no input"}'
-                )
-            if array.shape != spec.shape or array.dtype != spec.dtype:
-                raise EngineError(
-                    f'{self._path}: input {spec.name!r} has {array.dtype} {array.shape}, '
-                    f'expected {spec.dtype} {spec.shape}'
-                )
-        if len(inputs) != len(self._inputs):
-            known = [spec.name for spec in self._inputs]
-            unknown = sorted(set(inputs) - set(known))
-            raise EngineError(f'{self._path}: unknown input {unknown}, the model has {known}')
 
 
 def _open_session(path: Path) -> ort.InferenceSession:
