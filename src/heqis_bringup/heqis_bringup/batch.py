@@ -17,7 +17,7 @@ from rich.table import Table
 
 from heqis_core.batch import decide_all
 from heqis_core.bundle import Bundle
-from heqis_core.decision import Action, Decisions
+from heqis_core.decision import Action, Decisions, reason_names
 from heqis_core.digest import signals_digest
 from heqis_core.errors import ConfigError
 from heqis_core.io.journal import Journal
@@ -118,8 +118,21 @@ def _result(
         'decisions': len(codes),
         'signals': actions['BUY'] + actions['SELL'],
         'actions': dict(actions),
+        'not_judged': _reasons(made),
         'signals_digest': signals_digest(lambda: made),
     }
+
+
+def _reasons(made: list[Decisions]) -> dict[str, int]:
+    """Return how many decisions are NONE, by each reason that they give."""
+    found: Counter[str] = Counter()
+    for decisions in made:
+        none = decisions.action == Action.NONE
+        for value, count in zip(
+            *np.unique(decisions.reasons[none], return_counts=True), strict=True
+        ):
+            found.update(dict.fromkeys(reason_names(int(value)), int(count)))
+    return dict(found)
 
 
 def _summary(result: dict[str, Any]) -> Table:
@@ -130,6 +143,7 @@ def _summary(result: dict[str, Any]) -> Table:
         'frames': result['frames'],
         'bars refused': result['bars_rejected'],
         'decisions': ', '.join(f'{n} {name}' for name, n in result['actions'].items()),
+        'not judged': ', '.join(f'{name} {n}' for name, n in result['not_judged'].items()),
     }
     for name, value in rows.items():
         table.add_row(name, str(value))

@@ -75,7 +75,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         'help': 'of the simulator (without --data); default 8',
     },
     'seed': {'metavar': 'N', 'type': int, 'default': 7, 'help': 'of simulator and training'},
-    'epochs': {'metavar': 'N', 'type': int, 'help': 'of the generators at most'},
+    'epochs': {'metavar': 'N', 'type': int, 'help': 'of encoder and generators at most'},
     'pace': {
         'metavar': 'BARS_PER_S',
         'type': float,

@@ -69,7 +69,9 @@ def training_command(data: DataChoice, run_dir: Path, epochs: int | None) -> lis
         words += ['--simulate', str(SIMULATED_BARS), '--symbols', str(data.symbols)]
     else:
         words += ['--data', str(data.path)]
-    return words if epochs is None else [*words, '--num_epochs', str(epochs)]
+    if epochs is None:
+        return words
+    return [*words, '--num_epochs', str(epochs), '--encoder_epochs', str(epochs)]
 
 
 def train(command: Sequence[str], stopped: Callable[[], bool]) -> Path:

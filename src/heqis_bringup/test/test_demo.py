@@ -161,7 +161,7 @@ def test_the_training_command_names_data_or_simulator(tmp_path: Path) -> None:
         *('--simulate', '1500', '--symbols', '5'),
     ]
     words = training_command(DataChoice(Path('d'), 8, 7), tmp_path, 2)
-    assert words[-4:] == ['--data', 'd', '--num_epochs', '2']
+    assert words[-6:] == ['--data', 'd', '--num_epochs', '2', '--encoder_epochs', '2']
 
 
 def test_training_returns_the_bundle_that_its_last_line_names() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -115,6 +116,8 @@ def open_device(wanted: str, precision: str) -> Iterator[Device]:
     Under `torchrun`, `cuda` is one GPU for each process. Raises ConfigError for a device that is
     not there.
     """
+    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', wanted):
+        raise ConfigError(f'device {wanted!r}: expected auto, cpu, cuda or cuda:N')
     world, rank = int(os.environ.get('WORLD_SIZE', '1')), int(os.environ.get('RANK', '0'))
     local = int(os.environ.get('LOCAL_RANK', '0'))
     name = wanted

@@ -48,10 +48,12 @@ SHOWN = (
     'gross_return_pct',
 )
 """Figures on a terminal and in Markdown; CSV and JSON hold every one."""
+SAME = 1e-12
+"""Differences below this are of rounding: both forecast the same."""
 WITH_INTERVAL = ('mape_pct', 'accuracy_pct', 'mcc', 'skill')
 """Those of them that are shown with their interval."""
 
-Mark = Literal['better', 'tie', 'worse', 'reference', '']
+Mark = Literal['better', 'tie', 'equal', 'worse', 'reference', '']
 
 
 class ForecastRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,7 +67,8 @@ class ForecastRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         figures: by the names of `metrics.FIGURES`, left out where one does not apply.
         intervals: of the figures that have one, over event times, with the seeds held together.
         seed_spread: standard deviation of a figure between seeds, from two seeds on.
-        mark: whether the model is better than the reference, worse, or neither is shown.
+        mark: whether the model is better than the reference, worse, or neither is shown (tie);
+            equal if it forecasts the same, as persistence and what is shrunk to it do.
         difference: of the marked figure, model minus reference.
     """
 
@@ -139,6 +142,7 @@ class ForecastTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             f'{100 * (1 - self.level):.3g} %, not adjusted for the number of comparisons. '
             'Persistence forecasts no change; the majority class is that of the training part, '
             'the best class in hindsight that of the test part itself. '
+            'Prices count as given: without adjustment a dividend is a fall. '
             'Gross returns know no fees, limits, lots or slippage. No figure here is a statement '
             'of profit.'
         )
@@ -216,9 +220,16 @@ def to_rich(table: ForecastTable, shown: Sequence[str] = SHOWN) -> Table:
         box=SIMPLE_HEAD,
         padding=0,
     )
-    for heading in _headings(shown):
+    shown = _known(table, shown)
+    lines = [_cells(row, shown, '\n', ('', '..', '')) for row in table.rows]
+    for place, heading in enumerate(_headings(shown)):
         words = heading in {'asset', 'model', 'mark'}
-        made.add_column(heading, justify='left' if words else 'right', overflow='fold')
+        # a number is never broken: its column is as wide as the longest
+        parts = [part for line in lines for part in line[place].split('\n')]
+        width = None if heading == 'model' else max(map(len, parts), default=0)
+        made.add_column(
+            heading, justify='left' if words else 'right', overflow='fold', min_width=width
+        )
     previous = ''
     for row in table.rows:
         asset, *cells = _cells(row, shown, '\n', ('', '..', ''))
@@ -231,6 +242,7 @@ def to_rich(table: ForecastTable, shown: Sequence[str] = SHOWN) -> Table:
 
 def to_markdown(table: ForecastTable, shown: Sequence[str] = SHOWN) -> str:
     """Return the table as Markdown with the note below, ending in a line feed."""
+    shown = _known(table, shown)
     headings = _headings(shown)
     rule = ['---' if heading in {'asset', 'model', 'mark'} else '---:' for heading in headings]
     lines = [headings, rule, *(_cells(row, shown, ' ', ('[', ', ', ']')) for row in table.rows)]
@@ -289,6 +301,8 @@ def _losses_of(reference: str, models: Sequence[Judged], figure: str) -> npt.NDA
 
 
 def _mark(difference: Difference, figure: Figure) -> Mark:
+    if max(abs(difference.low), abs(difference.high)) < SAME:
+        return 'equal'
     if difference.p_value >= 1 - LEVEL:
         return 'tie'
     return 'better' if (difference.value < 0) == figure.lower_is_better else 'worse'
@@ -307,6 +321,11 @@ def _title(table: ForecastTable) -> str:
     windows = {row.asset: row.windows for row in table.rows}
     listed = ', '.join(f'{asset} {count}' for asset, count in windows.items())
     return f'next close, {table.part} part; windows: {listed}'
+
+
+def _known(table: ForecastTable, shown: Sequence[str]) -> list[str]:
+    """Return those of the figures that some row has."""
+    return [name for name in shown if any(name in row.figures for row in table.rows)]
 
 
 def _headings(shown: Sequence[str]) -> list[str]:

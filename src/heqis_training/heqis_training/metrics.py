@@ -28,8 +28,8 @@ from heqis_training.dataset import DOWN, UP, classify
 
 NOTE = (
     'Measured on the validation part, which also chose epoch, shrinkage and thresholds: an '
-    'optimistic view. Gross returns know no fees, limits, lots or slippage. No figure here is a '
-    'statement of profit.'
+    'optimistic view. Prices count as given: without adjustment a dividend is a fall. Gross '
+    'returns know no fees, limits, lots or slippage. No figure here is a statement of profit.'
 )
 
 PERSISTENCE, MAJORITY, HOLDING = 'persistence', 'majority class', 'buy and hold'

@@ -342,7 +342,7 @@ SILENT: Monitor = _Several(())
 
 def is_shown(figure: str) -> bool:
     """Return whether a figure of this name is drawn."""
-    return figure.endswith('loss') or figure.startswith('validation')
+    return figure.endswith('loss') or figure.startswith(('training', 'validation'))
 
 
 def _line(rows: Sequence[EpochFigures]) -> str:

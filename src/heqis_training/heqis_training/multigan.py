@@ -28,6 +28,9 @@ from heqis_training.player import Best, Player, make_player
 from heqis_training.settings import TrainingSettings
 from heqis_training.shrinkage import shrinkage
 
+TRAINING_FIGURES = ('training_mse', 'training_cross_entropy', 'training_adversarial')
+"""Mean losses of a generator over the windows of an epoch."""
+
 
 class Scores(NamedTuple):
     """What a forecaster got on the validation windows, in units of the training spread.
@@ -100,6 +103,12 @@ class MultiGan:
             len(self.discriminators),
             [score.mse for score in self.scores],
         )
+        alone = self.settings.adversarial.identity_epochs
+        if self.discriminators and alone and number == alone + 1:
+            self._notes.append(
+                f'pair weights are {self.settings.adversarial.weights} from here on: adversarial '
+                'and discriminator losses do not compare with those before'
+            )
         figures = self._play(self.generators, self.discriminators, weights)
         improved = False
         for place, player in enumerate(self.generators):
@@ -209,9 +218,7 @@ class MultiGan:
             count += len(batch.classes)
         means = self.device.mean(total / count).tolist()
         figures = {
-            player.name: dict(
-                zip(('mse', 'cross_entropy', 'adversarial'), means[3 * place :], strict=False)
-            )
+            player.name: dict(zip(TRAINING_FIGURES, means[3 * place :], strict=False))
             for place, player in enumerate(generators)
         }
         for loss, player in zip(means[3 * len(generators) :], discriminators, strict=True):

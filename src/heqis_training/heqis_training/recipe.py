@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -98,8 +98,9 @@ def run_training(
         if where.rank:
             return _join(known, Path(path), facts, spec, mode, where)
         with hold_run(Path(path), settings, spec, facts.fingerprint) as run:
-            if console:
-                console.print(run.status, soft_wrap=True)
+            say = _printer(console)
+            say(run.status)
+            say(_dates(table, split))
             work = Workshop(run, spec, facts)
             if run.finished:
                 open_frames(work, known)  # made again where they have been removed
@@ -109,7 +110,7 @@ def run_training(
                 _prepare(work, known, bars, mode, where, monitor)
                 where.barrier()
                 if mode != 'pretrain':
-                    _train(work, known, bars, where, monitor)
+                    _train(work, known, bars, where, monitor, say)
             return run if mode == 'pretrain' else finish_run(run)
 
 
@@ -227,6 +228,7 @@ def _train(
     bars: npt.NDArray[np.int64],
     device: Device,
     monitor: Monitor,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Train the generators; the first process saves what it learns."""
     settings, run = work.settings, work.run
@@ -235,6 +237,7 @@ def _train(
     training, validation = labelled_parts(work, store)
     _require(work, bars, len(training), len(validation))
     scale = scale_of(settings, training)
+    say(_windows(training, validation, scale, device))
     parts = [
         Part(store, part, scale, settings.window, settings.past, device.name)
         for part in (training, validation)
@@ -312,6 +315,38 @@ def _saved(path: Path, about: Mapping[str, str]) -> Tree | None:
     check_about(state, about)
     tree: Tree = state.tree
     return tree
+
+
+def _printer(console: Console | None) -> Callable[[str], None]:
+    """Return what prints a line for people, or does nothing without a console."""
+    if console is None:
+        return lambda text: None
+    return lambda text: console.print(text, soft_wrap=True)
+
+
+def _dates(table: BarTable, split: Split) -> str:
+    """Return which days train, validate and are left alone."""
+
+    def day(row: int) -> str:
+        return str(np.datetime64(int(table.event_time_ns[row]), 'ns').astype('datetime64[D]'))
+
+    told = f'training {day(0)} to {day(split.validation_from - 1)}'
+    told += f', validation to {day(split.test_from - 1)}'
+    rest = len(table) - split.test_from
+    return (
+        f'{told}; {rest} event times from {day(split.test_from)} on are not read' if rest else told
+    )
+
+
+def _windows(training: Samples, validation: Samples, scale: Scale, device: Device) -> str:
+    """Return how many windows there are, and what the classes look like."""
+    classes = dataset.classify(training.log_return[:, 0], scale.band)
+    shares = 100 * np.bincount(classes, minlength=3) / len(classes)
+    listed = ' / '.join(f'{share:.0f}' for share in shares)
+    return (
+        f'{len(training):,} windows train, {len(validation):,} validate, on {device.name}; down / '
+        f'flat / up {listed} % of those that train, flat up to a log return of {scale.band:.4f}'
+    )
 
 
 def _require(

@@ -327,11 +327,14 @@ def _refuse_other_start(
             *(f'feature {name} is new' for name in spec.names if name not in info.features),
         ]
     if info.data != data:
-        differing.append(f'fingerprint of the data was {info.data}, now {data}')
+        differing.append(
+            f'the bars are others (fingerprint was {info.data[:16]}, now {data[:16]}; '
+            f'{run.facts} says which they were)'
+        )
     if differing:
         raise ConfigError(
             f'{run.path}: this run was started with others: {_some(differing)}; {_ANOTHER}, or '
-            'bring the old ones back'
+            f'bring the old ones back (--config {run.path / _SETTINGS} are its settings)'
         )
     now = package_versions()
     changed = [

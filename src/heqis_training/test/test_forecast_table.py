@@ -201,7 +201,7 @@ def test_markdown_shows_figures_intervals_marks_and_the_note() -> None:
     assert text.endswith('statement of profit.\n')
 
 
-@pytest.mark.parametrize('width', [60, 140])
+@pytest.mark.parametrize('width', [72, 140])
 def test_the_terminal_shows_each_row_with_its_marks_and_cuts_no_figure(width: int) -> None:
     table = make_table()
     console = Console(width=width, record=True, file=io.StringIO())
@@ -224,3 +224,19 @@ def test_a_figure_that_rounds_to_nothing_has_no_sign() -> None:
     row = msgspec.structs.replace(rows()[0], figures={'mcc': -1e-9}, intervals={})
     table = ForecastTable(rows=(row, *rows()[1:]), reference='persistence', marked_on='mape_pct')
     assert '| 0.000 |' in to_markdown(table, ('mcc',)).splitlines()[4]
+
+
+def test_a_model_that_forecasts_what_the_reference_does_is_equal_and_no_tie() -> None:
+    rng = np.random.default_rng(0)
+    count = 300
+    zeros = np.zeros(count, np.int64)
+    truth = make_truth(
+        np.arange(count), zeros, np.full(count, 10.0), rng.normal(0, 0.01, count), 0.004
+    )
+    shares = np.tile(np.float32(SHARES), (count, 1))
+    same = judge('same', [Answers(np.zeros(count, np.float32), shares)], truth)
+    noise = Answers(rng.normal(0, 1e-6, count).astype(np.float32), shares)
+    models = [same, judge('nearly', [noise], truth)]
+    rows = compare('corn', models, truth, SHARES, 'persistence', 0)
+    marks = {row.model: row.mark for row in rows}
+    assert (marks['same'], marks['nearly'], marks['persistence']) == ('equal', 'tie', 'reference')

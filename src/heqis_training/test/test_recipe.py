@@ -495,7 +495,8 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 ) -> None:
     if device.startswith('cuda') and torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    refused(ConfigError, rf'device {device}\b.*; use `cpu`', table, tmp_path, device=device)
+    told = rf'device .?{device}\b.*(; use `cpu`|expected auto)'
+    refused(ConfigError, told, table, tmp_path, device=device)
     assert not list(tmp_path.iterdir())
 
 
@@ -517,7 +518,7 @@ def test_other_settings_features_or_bars_are_refused_in_the_same_folder(
     spec = FeatureSpec((FeatureItem('return'),))
     refused(ConfigError, f'feature spec was {run.info.spec}', table, tmp_path, spec=spec)
     other = altered(table, 0, 9)
-    refused(ConfigError, 'fingerprint of the data was', other, tmp_path)
+    refused(ConfigError, 'the bars are others', other, tmp_path)
     fewer = replace(PLAIN, fit=replace(PLAIN.fit, epochs=2))
     refused(ConfigError, '3 epochs are done .* fit.epochs is 2', table, tmp_path, fewer)
     hasty = replace(PLAIN, fit=replace(PLAIN.fit, patience=1))

@@ -184,3 +184,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / 'bytes.yaml').write_bytes(b'\xff\xfe\x00')
     with pytest.raises(ConfigError, match=r'bytes\.yaml: cannot be read'):
         load_settings(tmp_path / 'bytes.yaml')
+
+
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        ('encoder: {kind: vae}\n', 'expected one of cae, none, t3vae'),
+        ('fit:\n  learning_rate: 2e-3\n', 'write 2.0e-3'),
+        ('adversarial: {weights: fair}\n', 'expected one of dynamic, uniform'),
+    ],
+)
+def test_what_may_stand_there_is_told(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / 'config.yaml'
+    file.write_text(text, encoding='utf-8')
+    with pytest.raises(ConfigError, match=told):
+        load_settings(file)

@@ -14,6 +14,7 @@ from heqis_core.errors import ConfigError
 
 _T = TypeVar('_T')
 _WHERE = re.compile(r'(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?$', re.DOTALL)
+_EXPONENT = re.compile(r'[+-]?\d+[eE][+-]?\d+')
 _STEP = re.compile(r'\.(?P<key>[^.\[]+)|\[(?P<index>\d+)\]')
 
 
@@ -42,7 +43,9 @@ def load_struct(path: str | Path, kind: type[_T]) -> _T:
         problem, where = (found['problem'], found['path'] or '') if found else (str(error), '')
         at = f'{where.lstrip(".")}: ' if where else ''
         known = _known(msgspec.inspect.type_info(kind), plain, where)
-        told = 'unknown field' in problem or 'Invalid value' in problem
+        told = any(word in problem for word in ('unknown field', 'Invalid value', 'Invalid enum'))
+        if problem == 'Expected `float`, got `str`' and _EXPONENT.fullmatch(_text(plain, where)):
+            problem += '; YAML reads a number such as 2e-3 as text: write 2.0e-3'
         more = f'; expected one of {", ".join(known)}' if known and told else ''
         raise ConfigError(f'{path}:{_line(root, where)}: {at}{problem}{more}') from error
 
@@ -58,6 +61,13 @@ def _line(node: Any, path: str) -> int:
     return 1 if node is None else int(node.start_mark.line) + 1
 
 
+def _text(plain: Any, path: str) -> str:
+    """Return the value at a path such as `.fit.learning_rate`, as text."""
+    for step in _STEP.finditer(path):
+        plain = plain[step['key'] if step['index'] is None else int(step['index'])]
+    return str(plain)
+
+
 def _known(kind: Any, plain: Any, path: str) -> list[str]:
     """Return what may stand at a path: the fields of an object, or the tags that tell it apart."""
     for step in _STEP.finditer(path):
@@ -70,6 +80,8 @@ def _known(kind: Any, plain: Any, path: str) -> list[str]:
         fields = getattr(_chosen(kind, plain), 'fields', ())
         kind = next((one.type for one in fields if one.encode_name == step['key']), None)
         plain = plain.get(step['key'])
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return [str(value) for value in kind.values]
     chosen = _chosen(kind, plain)
     tags = [chosen.tag_field] if getattr(chosen, 'tag_field', None) else []
     return tags + [one.encode_name for one in getattr(chosen, 'fields', ())]

@@ -13,6 +13,7 @@ from heqis_core.errors import HeqisError
 from heqis_training.commands.common import needs_torch
 from heqis_training.commands.train import DEFAULT_OUT
 
+LOOSE_OUT = 'output/onnx'
 EXAMPLES = """examples:
   heqis export --run output/runs/mine                          # the bundle that boards run
   heqis export --run output/runs/mine --target generators --out onnx/
@@ -38,7 +39,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default='all',
         help='the bundle (default), or one kind of model with scaler and spec',
     )
-    parser.add_argument('--out', metavar='DIR', default=DEFAULT_OUT, help='default %(default)s')
+    parser.add_argument(
+        '--out',
+        metavar='DIR',
+        help=f'default {DEFAULT_OUT}; of loose files {LOOSE_OUT}/ and the name of the run',
+    )
     parser.set_defaults(func=run)
 
 
@@ -53,10 +58,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         trained = read_run(Path(args.run))
         if args.target == 'all':
-            bundle = write_run_bundle(trained, args.out)
+            bundle = write_run_bundle(trained, args.out or DEFAULT_OUT)
             console.print(f'bundle {bundle.bundle_id} in {bundle.path}', soft_wrap=True)
         else:
-            for path in write_loose_files(trained, args.target, args.out):
+            out = args.out or Path(LOOSE_OUT) / trained.path.resolve().name
+            for path in write_loose_files(trained, args.target, out):
                 console.print(str(path), soft_wrap=True)
     except HeqisError as error:
         print(f'heqis export: {error}', file=sys.stderr)

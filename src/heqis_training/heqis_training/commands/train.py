@@ -52,6 +52,17 @@ through it. The figures that are printed are no statement of profit.
 """
 
 
+OPTIONS = {
+    'seed': '--seed',
+    'flat_band': '--flat_band',
+    'split.train_fraction': '--train_fraction',
+    'fit.epochs': '--num_epochs',
+    'encoder.fit.epochs': '--encoder_epochs',
+    'generators': '--window',
+}
+"""Settings that the command line may change, and by which option."""
+
+
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `train` to the subcommands of `heqis`."""
     parser = subparsers.add_parser(
@@ -61,6 +72,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'them as a bundle.',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_bars(parser)
     parser.add_argument(
@@ -110,7 +122,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help='log return up to which a bar is flat; default: the band of a third of the bars',
     )
     parser.add_argument(
-        '--device', default='auto', help='cpu, cuda or cuda:1; default: a GPU where there is one'
+        '--device',
+        default='auto',
+        metavar='NAME',
+        help='auto (a GPU where there is one; default), cpu, cuda or cuda:N',
     )
     parser.add_argument(
         '--json', action='store_true', help='print one JSON object as the last line'
@@ -201,7 +216,9 @@ def _settings(args: argparse.Namespace) -> TrainingSettings:
     try:
         return msgspec.convert(plain, type(settings))
     except msgspec.ValidationError as error:
-        raise ConfigError(f'command line: {error}') from error
+        problem, _, path = str(error).rstrip('`').partition(' - at `$.')
+        option = next((name for part, name in OPTIONS.items() if path.startswith(part)), path)
+        raise ConfigError(f'{option}: {problem}') from error
 
 
 def _overlay(plain: dict[str, Any], told: dict[str, Any]) -> None:
