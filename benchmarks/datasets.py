@@ -210,6 +210,8 @@ def measure(args: argparse.Namespace) -> list[Row]:
     n_symbols, n_times = (5400, 2430) if args.whole_market else (args.symbols, args.rows)
     say(f'market of {n_symbols} symbols x {n_times} event times')
     table = market(n_times, n_symbols)
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder, ignore_cleanup_errors=True) as name:
         say('scaler')
         rows, store = build_rows(table, Path(name), 1 if args.quick or args.whole_market else 3)
