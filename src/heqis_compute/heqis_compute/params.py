@@ -5,19 +5,13 @@ from __future__ import annotations
 
 from heqis_compute.engines.probe import ENGINES
 from heqis_compute.engines.tensorrt_build import PRECISIONS
-from heqis_ros.params import Param, ParamTable
+from heqis_ros.params import TRUSTED_KEYS, Param, ParamTable
 
 COMPUTE = ParamTable(
     'compute',
     [
         Param('bundle', str, '', 'Folder of the bundle to serve.'),
-        Param(
-            'trusted_keys',
-            str,
-            '',
-            'Folder of the public keys (NAME.pub.pem) whose bundles are run; empty: unsigned '
-            'bundles too.',
-        ),
+        TRUSTED_KEYS,
         Param(
             'engine',
             str,

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.engine import Engine, infer_tiled
+from heqis_core.engine import Engine, beyond, infer_tiled
 from heqis_core.errors import BundleError, ConfigError, HeqisError
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.manifest import (
@@ -168,7 +168,7 @@ class Bundle:
         `tolerance` (absolute plus relative), has another shape or name, or if the engine cannot
         run the file.
         """
-        golden = self._golden()
+        golden = self.golden()
         for name, file in self.manifest.model_files().items():
             try:
                 engine = engine_factory()
@@ -183,7 +183,11 @@ class Bundle:
             except HeqisError as error:
                 raise BundleError(f'{self.path}: model {name!r} cannot be run: {error}') from error
 
-    def _golden(self) -> dict[str, npt.NDArray[np.generic]]:
+    def golden(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the golden arrays as `<model>/input` and `<model>/<output>`, checked as read.
+
+        Raises BundleError for a file that was altered, is too large or is no such archive.
+        """
         file = self.manifest.golden_file
         data = read_checked(self.path, file, self.manifest.files[file])
         try:
@@ -256,9 +260,7 @@ class Bundle:
                     f'{"missing" if expected is None else expected.shape}, '
                     f'expected shape {values.shape}; {EXPORT_AGAIN}'
                 )
-            if not np.allclose(values, expected, rtol=tolerance, atol=tolerance):
-                difference = values.astype(np.float64) - expected.astype(np.float64)
-                worst = float(np.abs(difference).max())
+            if (worst := beyond(values, expected, tolerance)) is not None:
                 raise BundleError(
                     f'{self.path}: model {name!r}, output {output!r} differs from its golden '
                     f'output by {worst:.3g} on engine {engine.kind}, at most {tolerance:g} is '

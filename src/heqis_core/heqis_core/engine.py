@@ -66,6 +66,18 @@ def check_inputs(path: Path, specs: Sequence[TensorSpec], inputs: Arrays) -> Non
         raise EngineError(f'{path}: unknown input {unknown}, the model has {known}')
 
 
+def beyond(
+    found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic], tolerance: float
+) -> float | None:
+    """Return the largest difference if an element is off by more than `tolerance`, else None.
+
+    The tolerance is absolute plus relative to `expected`; what is not a number is off.
+    """
+    if np.allclose(found, expected, rtol=tolerance, atol=tolerance):
+        return None
+    return float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
+
+
 def infer_tiled(engine: Engine, rows: npt.NDArray[np.float32], tile: int) -> Arrays:
     """Run `rows` (n, ...) through a one-input engine in tiles, the last one padded with zeros.
 

@@ -4,19 +4,13 @@
 from __future__ import annotations
 
 from heqis_gateway.modbus_registers import MOST_SYMBOLS
-from heqis_ros.params import Param, ParamTable
+from heqis_ros.params import TRUSTED_KEYS, Param, ParamTable
 
 GATEWAY = ParamTable(
     'gateway',
     [
         Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
-        Param(
-            'trusted_keys',
-            str,
-            '',
-            'Folder of the public keys (NAME.pub.pem) whose bundles are run; empty: unsigned '
-            'bundles too.',
-        ),
+        TRUSTED_KEYS,
         Param('stream', str, 'daily', "Name of the stream, part of every decision's key."),
         Param(
             'source',

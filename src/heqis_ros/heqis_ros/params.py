@@ -329,3 +329,12 @@ def _descriptor(param: Param) -> Any:
             FloatingPointRange(from_value=start, to_value=stop, step=0.0)
         ]
     return descriptor
+
+
+TRUSTED_KEYS = Param(
+    'trusted_keys',
+    str,
+    '',
+    'Folder of the public keys (NAME.pub.pem) whose bundles are run; empty: unsigned bundles too.',
+)
+"""The parameter of every node that opens a bundle."""

@@ -18,7 +18,7 @@ import onnx
 import torch
 from torch import nn
 
-from heqis_core.engine import Arrays, infer_tiled
+from heqis_core.engine import Arrays, beyond, infer_tiled
 from heqis_core.errors import EngineError
 from heqis_core.io.ort_engine import OrtEngine
 
@@ -79,8 +79,8 @@ def checked_outputs(
     answers = answers if isinstance(answers, tuple) else (answers,)
     for name, answer in zip(names, answers, strict=True):
         expected = answer.numpy()
-        if not np.allclose(found[name], expected, rtol=PARITY_TOLERANCE, atol=PARITY_TOLERANCE):
-            worst = float(np.abs(found[name] - expected).max())
+        worst = beyond(found[name], expected, PARITY_TOLERANCE)
+        if worst is not None:
             raise EngineError(
                 f'export: output {name!r} of the ONNX file differs from the network by '
                 f'{worst:.3g}, at most {PARITY_TOLERANCE:g} is accepted; check the versions of '

@@ -39,7 +39,14 @@ from heqis_training.loop import Tree, deterministic, run_epochs
 from heqis_training.monitor import SILENT, Monitor, Note, monitoring
 from heqis_training.multigan import MultiGan
 from heqis_training.pretrain import ENCODER, Pretraining
-from heqis_training.run_folder import DEFAULT_RUNS, Run, finish_run, hold_run, read_run
+from heqis_training.run_folder import (
+    DEFAULT_RUNS,
+    ENCODER_ONNX,
+    Run,
+    finish_run,
+    hold_run,
+    read_run,
+)
 from heqis_training.settings import TrainingSettings
 from heqis_training.splits import Split
 from heqis_training.store import FrameStore, StoreKey, frames
@@ -90,6 +97,8 @@ def run_training(
             'mode pretrain trains the encoder, and encoder.kind is none; use cae or t3vae, or '
             'mode train'
         )
+    if mode == 'train' and settings.encoder.kind != 'none':
+        _require_encoder(Path(path))
     split, known, spec = _before_test(table, settings, spec)
     bars = (table.status == BarStatus.VALID).sum(axis=0)
     _require_bars(known, split, spec, settings, bars)
@@ -165,11 +174,6 @@ def _prepare(
         scaler = dataset.fit_scaler(known, work.spec, work.facts.validation_from, run.path)
         write_durable(run.scaler, scaler.to_json().encode())
     if work.settings.encoder.kind != 'none' and not run.encoder_onnx.exists():
-        if mode == 'train':
-            raise ConfigError(
-                f'{run.path}: no encoder is trained there yet; use --mode pretrain or all, or an '
-                'encoder of kind none'
-            )
         _pretrain(work, known, bars, device, monitor)
     FrameStore.remove(run.indicators)  # here: a run that was killed may have left them
     if mode != 'pretrain':
@@ -347,6 +351,15 @@ def _windows(training: Samples, validation: Samples, scale: Scale, device: Devic
         f'{len(training):,} windows train, {len(validation):,} validate, on {device.name}; down / '
         f'flat / up {listed} % of those that train, flat up to a log return of {scale.band:.4f}'
     )
+
+
+def _require_encoder(path: Path) -> None:
+    """Raise ConfigError, before anything is written, if a run has no trained encoder yet."""
+    if not (path / ENCODER_ONNX).exists():
+        raise ConfigError(
+            f'{path}: no encoder is trained there yet; use --mode pretrain or all, or an encoder '
+            'of kind none'
+        )
 
 
 def _require(

@@ -30,6 +30,7 @@ SCHEMA = 1
 PACKAGES = ('torch', 'numpy', 'numba', 'onnx', 'onnxruntime', 'msgspec')
 """What a bit of the result may depend on, besides Python."""
 
+ENCODER_ONNX = 'encoder.onnx'
 _INFO, _SETTINGS, _SPEC, _LOCK, _OWNER = (
     'run.json', 'settings.yaml', 'spec.json', 'run.lock', 'run.owner',
 )  # fmt: skip
@@ -114,7 +115,7 @@ class Run:
     @property
     def encoder_onnx(self) -> Path:
         """Return the file of the trained encoder."""
-        return self.path / 'encoder.onnx'
+        return self.path / ENCODER_ONNX
 
     @property
     def encoder_golden(self) -> Path:

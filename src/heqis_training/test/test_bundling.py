@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,8 @@ from heqis_training.settings import (
 from heqis_training.tensors import WindowTensors
 from heqis_training.workshop import DataFacts, Workshop, labelled_parts, open_frames
 
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 replace = msgspec.structs.replace
 CAE = TrainingSettings(
     encoder=EncoderSettings(window=4, factors=2, width=4, fit=FitSettings(epochs=2)),
@@ -66,14 +67,6 @@ NONE = replace(
 )
 ROWS = 300
 NAMES = ('gru', 'second', 'transformer')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _no_pictures() -> Iterator[None]:
-    """Leave the curves out: drawing takes longer than these trainings and has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('heqis_training.monitor.Curves._draw', lambda curves: None)
-        yield
 
 
 @pytest.fixture(scope='module')

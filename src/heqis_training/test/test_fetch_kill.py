@@ -12,8 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +22,7 @@ pytest.importorskip('tushare')
 
 from heqis_core.io.testing_tushare import TOKEN, TushareServer
 from heqis_core.io.testing_tushare_tables import simulated_tables
+from heqis_training.testing_fork import ForkServer
 
 STOCKS = ['000001.SZ', '000858.SZ', '600519.SH']
 START, BEFORE, END = '20230102', '20230228', '20230301'
@@ -37,77 +36,30 @@ from heqis_core.io import tushare_bars
 from heqis_training import fetch, fetch_run
 parser = argparse.ArgumentParser()
 fetch.register(parser.add_subparsers(required=True))
-print('ready', flush=True)
-for line in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        os.dup2(2, 1)
-        status = 70
-        try:
-            args = parser.parse_args(json.loads(line))
-            status = args.func(args)
-        finally:
-            os._exit(status)
-    print(pid, flush=True)
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    print(-ended.si_status if ended.si_code != os.CLD_EXITED else ended.si_status, flush=True)
-    sys.stdin.readline()
-    os.waitpid(pid, 0)
+
+def serve(line):
+    os.dup2(2, 1)
+    args = parser.parse_args(json.loads(line))
+    return args.func(args)
 """
 
 
-class Command:
+class Command(ForkServer):
     """Runs `heqis fetch` in a new process at a time."""
 
     def __init__(self, url: str, log: Path) -> None:
-        environment = {
-            **os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'HEQIS_TUSHARE_URL': url,
-            'TUSHARE_TOKEN': TOKEN,
-        }  # fmt: skip
-        self.log = log
-        with log.open('wb') as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, '-c', PROGRAM],
-                env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                text=True,
-            )  # fmt: skip
-        assert self._line() == 'ready'
+        environment = {'HEQIS_TUSHARE_URL': url, 'TUSHARE_TOKEN': TOKEN}
+        super().__init__(PROGRAM, log, environment, DEADLINE_S)
 
-    def start(self, folder: Path, end: str = END) -> int:
+    def fetch(self, folder: Path, end: str = END) -> int:
         """Start fetching into a folder and return the process id."""
         words = ['fetch', '--symbols', *STOCKS, '--start', START, '--end', end, '--rate', '100000']
-        self._write(json.dumps([*words, '--out', str(folder)]))
-        return int(self._line())
-
-    def wait(self) -> int:
-        """Return the exit status of the process, or the signal that ended it, negative."""
-        status = int(self._line())
-        # Until now the process id was kept, so that nothing else could be killed by it.
-        self._write('over')
-        return status
+        return self.start(json.dumps([*words, '--out', str(folder)]))
 
     def run(self, folder: Path, end: str = END) -> None:
         """Fetch to the end."""
-        self.start(folder, end)
+        self.fetch(folder, end)
         assert self.wait() == 0, self.log.read_text()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(DEADLINE_S)
-        self._process.stdout.close()
-
-    def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f'{line}\n')
-        self._process.stdin.flush()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        assert line, self.log.read_text()
-        return line
 
 
 @pytest.fixture(scope='module')
@@ -145,7 +97,7 @@ def kill_somewhere(
     """Start fetching, kill it after a random number of requests and a moment; say if that hit."""
     server.questions.clear()
     after = moment.randint(1, n_requests)
-    pid = command.start(folder)
+    pid = command.fetch(folder)
     with server.asked:
         assert server.asked.wait_for(lambda: len(server.questions) >= after, DEADLINE_S)
         server.asked.wait_for(lambda: False, moment.random() * 0.02)

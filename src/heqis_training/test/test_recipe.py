@@ -54,6 +54,8 @@ SHORT = TrainingSettings(
 """Every stage in a second: distillation, cross fine-tuning, both kinds of weights."""
 ROWS = 300
 SPLIT = splits.chronological(ROWS, SHORT.split)
+pytestmark = pytest.mark.usefixtures('no_pictures')
+
 replace = msgspec.structs.replace
 ONE_EPOCH = replace(
     SHORT,
@@ -67,14 +69,6 @@ PLAIN = replace(
     discriminators=(),
 )
 """One generator and nothing else, where a test needs no more."""
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _no_pictures() -> Iterator[None]:
-    """Leave the curves out: drawing takes longer than these trainings and has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('heqis_training.monitor.Curves._draw', lambda curves: None)
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -299,6 +293,7 @@ def test_the_same_inputs_give_the_same_bundle_and_another_seed_another(
 def test_pretrain_then_train_equals_all(table: BarTable, trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'no encoder is trained there yet; use --mode pretrain'):
         run_training(table, tmp_path / 'run', SHORT, mode='train')
+    assert not (tmp_path / 'run').exists()
     first = run_training(table, tmp_path / 'run', SHORT, mode='pretrain')
     assert not first.finished
     assert not first.checkpoint.exists()

@@ -11,8 +11,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -24,6 +22,7 @@ from torch import Tensor
 
 from heqis_core.testing import wait_until
 from heqis_training.checkpoint import load_state, previous_of
+from heqis_training.testing_fork import ForkServer
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='forks, and sends SIGKILL')
 
@@ -50,85 +49,39 @@ from heqis_training.commands import train
 dataset.fit_scaler(tables.simulate(3, 100, 1), default_spec(True), 90)  # compiles the kernels
 parser = argparse.ArgumentParser()
 train.register(parser.add_subparsers(required=True))
-print('ready', flush=True)
-for line in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        told = json.loads(line)
-        errors = os.open(told['log'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(errors, 1)
-        os.dup2(errors, 2)
-        status = 70
-        try:
-            if told['limit']:
-                most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-                resource.setrlimit(resource.RLIMIT_FSIZE, (told['limit'], most))
-            args = parser.parse_args(told['args'])
-            status = args.func(args)
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    print(pid, flush=True)
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    print(-ended.si_status if ended.si_code != os.CLD_EXITED else ended.si_status, flush=True)
-    sys.stdin.readline()
-    os.waitpid(pid, 0)
+
+def serve(line):
+    told = json.loads(line)
+    errors = os.open(told['log'], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
+    if told['limit']:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (told['limit'], most))
+    args = parser.parse_args(told['args'])
+    return args.func(args)
 """
 
 
-class Command:
+class Command(ForkServer):
     """Runs `heqis train` in a new process at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._config = folder / 'config.yaml'
         self._config.write_text(CONFIG)
-        self.log = folder / 'log'
-        environment = {
-            **os.environ, 'PYTHONPATH': os.pathsep.join(sys.path), 'OMP_NUM_THREADS': '1',
-        }  # fmt: skip
-        self._process = subprocess.Popen(
-            [sys.executable, '-c', PROGRAM],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._line() == 'ready'
+        super().__init__(PROGRAM, folder / 'log', {'OMP_NUM_THREADS': '1'}, DEADLINE_S)
 
-    def start(self, folder: Path, *more: str, limit: int = 0) -> int:
+    def train(self, folder: Path, *more: str, limit: int = 0) -> int:
         """Start training in `folder` and return the process id."""
         words = ['train', '--simulate', '300', '--symbols', '3', '--config', str(self._config)]
         words += ['--run', str(folder / 'run'), '--out', str(folder / 'out'), '--device', 'cpu']
         told = {'args': [*words, *more], 'limit': limit, 'log': str(self.log)}
-        self._write(json.dumps(told))
-        return int(self._line())
-
-    def wait(self) -> int:
-        """Return the exit status of the process, or the signal that ended it, negative."""
-        status = int(self._line())
-        # Until now the process id was kept, so that nothing else could be killed by it.
-        self._write('over')
-        return status
+        return self.start(json.dumps(told))
 
     def run(self, folder: Path, *more: str) -> None:
         """Train to the end."""
-        self.start(folder, *more)
+        self.train(folder, *more)
         assert self.wait() == 0, self.log.read_text()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(DEADLINE_S)
-        self._process.stdout.close()
-
-    def _write(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f'{line}\n')
-        self._process.stdin.flush()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        assert line, self.log.read_text()
-        return line
 
 
 @pytest.fixture(scope='module')
@@ -207,7 +160,7 @@ def test_killed_again_and_again_a_training_ends_as_one_that_was_left_alone(
     dice = random.Random(seed)
     hits = []
     for name, come in moments(tmp_path / 'run', dice):
-        pid = command.start(tmp_path)
+        pid = command.train(tmp_path)
         wait_until(come, DEADLINE_S, f'{name}: {command.log.read_text()}')
         Event().wait(dice.random() * 0.03)  # some moment after it
         os.kill(pid, signal.SIGKILL)
@@ -227,7 +180,7 @@ def test_a_full_disk_stops_it_with_the_last_checkpoint_intact_and_it_goes_on_whe
     command.run(tmp_path, '--num_epochs', '2')
     checkpoint = tmp_path / 'run' / 'checkpoint.safetensors'
     good = checkpoint.read_bytes()
-    command.start(tmp_path, limit=len(good) // 2)
+    command.train(tmp_path, limit=len(good) // 2)
     assert command.wait() == 1
     said = command.log.read_text()
     assert f'heqis train: {checkpoint}: cannot be written (File too large): it needs' in said

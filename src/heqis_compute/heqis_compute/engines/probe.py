@@ -7,12 +7,9 @@ been built and has given its golden outputs. ONNX Runtime comes last and needs n
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from heqis_compute.engines.tensorrt_build import BuildFlags
 from heqis_compute.engines.tensorrt_engine import (
@@ -26,7 +23,6 @@ from heqis_core.bundle import GOLDEN_TOLERANCE, Bundle
 from heqis_core.engine import Engine
 from heqis_core.errors import EngineError, HeqisError
 from heqis_core.io.ort_engine import OrtEngine, open_engine
-from heqis_core.manifest import read_checked
 
 MakeEngine = Callable[[Path], Engine]
 
@@ -115,14 +111,8 @@ def tensorrt_obstacle() -> str | None:
 
 
 def golden_of(bundle: Bundle, tolerance: float) -> dict[Path, Golden]:
-    """Return golden rows and outputs by model file; the bundle has passed `verify_golden`.
-
-    That test has also bounded the size of the archive, whose hash is checked again here.
-    """
-    file = bundle.manifest.golden_file
-    data = read_checked(bundle.path, file, bundle.manifest.files[file])
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+    """Return golden rows and outputs by model file; the bundle has passed `verify_golden`."""
+    arrays = bundle.golden()
     golden = {}
     for name, model in bundle.manifest.model_files().items():
         parts = {k.partition('/')[2]: v for k, v in arrays.items() if k.startswith(f'{name}/')}

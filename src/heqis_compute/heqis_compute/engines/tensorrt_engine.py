@@ -36,7 +36,7 @@ from heqis_compute.engines.tensorrt_build import (
     version_of,
 )
 from heqis_compute.engines.tensorrt_run import Execution
-from heqis_core.engine import Arrays, Engine, TensorSpec, check_inputs, infer_tiled
+from heqis_core.engine import Arrays, Engine, TensorSpec, beyond, check_inputs, infer_tiled
 from heqis_core.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -270,10 +270,10 @@ def _check_golden(source: Path, execution: Execution, golden: Golden) -> None:
                 f'expected shape {expected.shape}; export the bundle again'
             )
         limit = golden.tolerance
-        if not np.allclose(values, expected, rtol=limit, atol=limit):
-            difference = values.astype(np.float64) - expected.astype(np.float64)
+        worst = beyond(values, expected, limit)
+        if worst is not None:
             raise EngineError(
                 f'{source}: output {name!r} differs from its golden output by '
-                f'{float(np.abs(difference).max()):.3g} on TensorRT, at most {limit:g} is '
+                f'{worst:.3g} on TensorRT, at most {limit:g} is '
                 'accepted; set another precision or use onnxruntime'
             )
