@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from heqis_core.durable import force_folder, write_forced
 from heqis_core.engine import Engine, beyond, infer_tiled
 from heqis_core.errors import BundleError, ConfigError, HeqisError
 from heqis_core.features.spec import FeatureSpec
@@ -357,10 +357,7 @@ def _write_durable(root: Path, name: str, data: bytes) -> None:
         raise BundleError(f'{root}: {name!r} is not a plain relative path')
     target = root / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open('wb') as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_forced(target, data)
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
@@ -372,10 +369,4 @@ def _move_into_place(partial: Path, final: Path) -> None:
             # the same id with altered files: out of the way in one step, removed with the rest
             final.rename(partial.with_name(f'{partial.name}.altered'))
     partial.rename(final)
-    if os.name == 'nt':
-        return  # Windows has no handle of a folder to force; NTFS journals the rename
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    force_folder(final.parent)

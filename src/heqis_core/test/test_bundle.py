@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from heqis_core import bundle as bundle_module
 from heqis_core.bundle import Bundle, features_id, write_bundle
 from heqis_core.engine import Arrays
 from heqis_core.errors import BundleError
@@ -335,7 +334,7 @@ def test_an_interrupted_write_leaves_no_bundle(
     def fail(descriptor: int) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(bundle_module.os, 'fsync', fail)
+    monkeypatch.setattr(os, 'fsync', fail)
     with pytest.raises(BundleError, match=r'cannot be written: .*No space left'):
         write_test_bundle(tmp_path)
     assert not os.listdir(tmp_path)

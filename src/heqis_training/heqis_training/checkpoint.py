@@ -16,13 +16,14 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from heqis_core.durable import force_folder, replace_forced, write_forced
 from heqis_core.errors import ConfigError, DataError
 
 FORMAT = '1'
@@ -73,13 +74,15 @@ def save_state(path: Path, tree: Any, about: Mapping[str, str]) -> None:
     view = memoryview(data)
     partial = path.with_name(f'{path.name}.partial')
     try:
-        _write_forced(partial, (view[:at], field, view[at + len(field) :]))
+        write_forced(partial, view[:at], field, view[at + len(field) :])
         if path.exists():
             _keep_as_previous(path)
         os.replace(partial, path)
-        _force_folder(path.parent)
+        force_folder(path.parent)
     except OSError as error:
-        raise _not_written(path, partial, len(data), error) from error
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise _not_written(path, len(data), error) from error
 
 
 def load_state(path: Path) -> State:
@@ -195,13 +198,10 @@ def previous_of(path: Path) -> Path:
 
 def write_durable(path: Path, data: bytes) -> None:
     """Write a file beside its place, force it to the disk, move it; raise DataError if not."""
-    partial = path.with_name(f'{path.name}.partial')
     try:
-        _write_forced(partial, (data,))
-        os.replace(partial, path)
-        _force_folder(path.parent)
+        replace_forced(path, data)
     except OSError as error:
-        raise _not_written(path, partial, len(data), error) from error
+        raise _not_written(path, len(data), error) from error
 
 
 def _keep_as_previous(path: Path) -> None:
@@ -216,27 +216,8 @@ def _keep_as_previous(path: Path) -> None:
     os.replace(spare, previous_of(path))
 
 
-def _write_forced(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    with path.open('wb') as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _force_folder(folder: Path) -> None:
-    if os.name == 'nt':
-        return  # Windows has no handle of a folder to force; NTFS journals the rename
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _not_written(path: Path, partial: Path, needed: int, error: OSError) -> DataError:
-    """Return the error of a file that could not be written, after clearing what was begun."""
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
+def _not_written(path: Path, needed: int, error: OSError) -> DataError:
+    """Return the error of a file that could not be written, once what was begun is cleared."""
     intact = 'what was written before is intact, and the same command goes on from it'
     reason = error.strerror or error
     if error.errno not in _NO_ROOM:

@@ -80,7 +80,10 @@ def read_timing(folder: Path, key: EngineKey) -> bytes:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write beside the place, force to the disk, rename; raise EngineError if that fails."""
+    """Write beside the place, force to the disk, rename; raise EngineError if that fails.
+
+    The name beside it is another each time: two processes may build the same engine at once.
+    """
     temporary = ''
     try:
         # For the owner alone: an engine is code of the GPU.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from heqis_core.bundle import Bundle
+from heqis_core.durable import force_folder
 from heqis_core.errors import BundleError
 from heqis_core.manifest import (
     MANIFEST_FILE,
@@ -65,6 +66,7 @@ def pack_bundle(root: Path | str, out: Path | str) -> Path:
             os.fsync(stream.fileno())
         _check_end(part)
         os.replace(part, target)
+        force_folder(target.parent)
     except OSError as error:
         raise BundleError(f'{target}: cannot be written: {error}') from error
     finally:

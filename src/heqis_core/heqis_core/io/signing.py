@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from heqis_core.bundle import Bundle
+from heqis_core.durable import replace_forced
 from heqis_core.errors import BundleError, ConfigError
 from heqis_core.manifest import (
     EXPORT_AGAIN,
@@ -183,17 +184,10 @@ def sign_bundle(root: Path | str, secret_file: Path | str) -> Signature:
         signature=base64.b64encode(key.sign(seen[0])).decode(),
     )
     target = folder / SIGNATURE_FILE
-    part = target.with_name(f'{SIGNATURE_FILE}.part')
     try:
-        with part.open('wb') as stream:
-            stream.write(signature.to_bytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, target)
+        replace_forced(target, signature.to_bytes())
     except OSError as error:
         raise BundleError(f'{target}: cannot be written: {error}') from error
-    finally:
-        part.unlink(missing_ok=True)
     return signature
 
 
