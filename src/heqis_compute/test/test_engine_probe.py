@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ordered probe: what is chosen, and the reason of each engine that is passed over."""
+"""What runs the generators on a board, and the reason of each engine that is passed over."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import numpy as np
 import pytest
 
 from heqis_compute.engines.probe import (
-    ENGINES,
-    Candidate,
-    Ready,
     candidates,
     golden_of,
-    probe,
     tensorrt_obstacle,
 )
 from heqis_compute.engines.tensorrt_build import BuildFlags
 from heqis_compute.engines.testing_cuda import FakeGpu
 from heqis_compute.engines.testing_tensorrt import board_modules, fake_tensorrt
-from heqis_compute.judge import ENGINE_KINDS
 from heqis_core.bundle import Bundle
-from heqis_core.errors import ConfigError, EngineError
+from heqis_core.engine_probe import probe
+from heqis_core.errors import EngineError
 from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.testing_bundle import write_test_bundle
 
@@ -44,42 +40,6 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name, module in board_modules(trt, gpu).items():
         monkeypatch.setitem(sys.modules, name, module)
     return gpu, trt
-
-
-def failing(kind: str, error: Exception) -> Candidate:
-    def prepare() -> Ready:
-        raise error
-
-    return Candidate(kind, prepare)
-
-
-def test_the_first_that_works_is_chosen_and_those_before_say_why_not() -> None:
-    works = Candidate('onnxruntime', lambda: Ready(open_engine, {}))
-    never = failing('never asked', AssertionError('was asked'))
-    order = [
-        failing('a', EngineError('no driver')),
-        failing('b', ConfigError('no file')),
-        works,
-        never,
-    ]
-    choice = probe(order)
-    assert (choice.kind, choice.make_engine) == ('onnxruntime', open_engine)
-    assert choice.passed_over == (('a', 'no driver'), ('b', 'no file'))
-    assert choice.text() == 'onnxruntime; a passed over: no driver; b passed over: no file'
-
-
-def test_when_nothing_works_the_error_has_every_reason() -> None:
-    with pytest.raises(EngineError, match=r'a: no driver; b: no device'):
-        probe([failing('a', EngineError('no driver')), failing('b', EngineError('no device'))])
-
-
-def test_an_error_that_is_no_reason_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError):
-        probe([failing('a', ZeroDivisionError())])
-
-
-def test_every_engine_that_can_be_asked_for_is_one_that_features_may_come_from() -> None:
-    assert set(ENGINES) - {'auto'} < set(ENGINE_KINDS)
 
 
 def test_on_a_machine_without_cuda_the_choice_is_onnx_runtime_with_the_reason(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from heqis_core.bars import BarBlock
-from heqis_core.bundle import Bundle
+from heqis_core.bundle import NO_ENGINE, Bundle
 from heqis_core.decider import Decider
 from heqis_core.decision import Decisions, Predictions
 from heqis_core.engine import Engine
@@ -59,7 +59,7 @@ def answer_all(
     encoder = make_engine(bundle.encoder_path) if bundle.encoder_path else None
     pipeline = bundle.pipeline(source.symbols, encoder, source.channels)
     decider = Decider.of(bundle, source.symbols, make_engine)
-    features_id = bundle.features_id(encoder.kind if encoder else 'none')
+    features_id = bundle.features_id(encoder.kind if encoder else NO_ENGINE)
     warm_until_ns = bundle.manifest.trained_until_ns if start_after_training else None
     try:
         for seq, block in enumerate(_blocks(source)):

@@ -50,6 +50,9 @@ Floats = npt.NDArray[np.float32]
 GOLDEN_TOLERANCE = 1e-4
 """Largest absolute plus relative difference of a golden output."""
 
+NO_ENGINE = 'none'
+"""Class of engine of a bundle without an encoder."""
+
 MAX_GOLDEN_BYTES = 64 << 20
 """Golden arrays after decompression."""
 
@@ -120,11 +123,27 @@ class Bundle:
         """Return the model file of that generator."""
         return self.path / self.generator(name).file
 
-    def features_id(self, engine_kind: str) -> str:
-        """Return the id of this bundle's features with its encoder on that class of engine."""
+    def features_id(self, engine_kind: str, file: str | None = None) -> str:
+        """Return the id of this bundle's features with its encoder on that class of engine.
+
+        `file` is the encoder's file that runs, None for the canonical one.
+        """
         encoder = self.manifest.encoder
-        sha256 = self.manifest.files[encoder.file].sha256 if encoder else None
+        if encoder is None:
+            return features_id(self.spec, self.scaler, None, NO_ENGINE)
+        sha256 = self.manifest.files[file or encoder.file].sha256
         return features_id(self.spec, self.scaler, sha256, engine_kind)
+
+    def features_ids(self) -> frozenset[str]:
+        """Return every features id that a gateway with this bundle may send."""
+        return frozenset(
+            {self.features_id('onnxruntime')}
+            | {
+                self.features_id('rknn', one.file)
+                for one in self.manifest.conversions
+                if one.model == 'encoder' and one.target == 'rk3568'
+            }
+        )
 
     def pipeline(
         self,

@@ -47,6 +47,8 @@ class Reason(IntFlag):
     """The lower class passed the strategy's threshold."""
     INSIDE_BAND = 1 << 11
     """Neither class passed the threshold."""
+    BOARD_AWAY = 1 << 12
+    """The compute board of this symbol did not answer in time."""
 
 
 REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH

@@ -12,14 +12,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from heqis_core.errors import BundleError
 from heqis_core.strategy import StrategyConfig
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = 'manifest.json'
 SIGNATURE_FILE = 'signature.json'
 """The one file that the manifest does not list: it signs the bytes of the manifest."""
@@ -37,6 +37,9 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 Digest = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{64}$')]
 ShortId = Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{16}$')]
 Name = Annotated[str, msgspec.Meta(pattern='^[a-z][a-z0-9_]*$')]
+Target = Literal['rk3568', 'tensorrt']
+"""What a model is converted for: the NPU of the gateway board, TensorRT on the compute board."""
+Precision = Literal['fp16', 'int8']
 
 RELATIVE_PATH = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*')
 EXPORT_AGAIN = 'copy the bundle again from where it was made, or train it again'
@@ -114,6 +117,21 @@ class SelectionPart(_Part, frozen=True):
     scores: dict[str, float]
 
 
+class Conversion(_Part, frozen=True):
+    """One model in the form that another engine runs, and what was measured of it.
+
+    `tool` names what made it, with its version; `figures` are those of its gates by name, beside
+    the float32 model on ONNX Runtime (docs/conversion.md).
+    """
+
+    model: Name
+    target: Target
+    precision: Precision
+    file: str
+    tool: str
+    figures: dict[str, float]
+
+
 class DataPart(_Part, frozen=True):
     """The bars that training touched: nothing after `last_ns`."""
 
@@ -171,6 +189,8 @@ class Manifest(_Part, frozen=True):
     provenance: Provenance
     golden_file: str
     files: dict[str, FileEntry]
+    conversions: tuple[Conversion, ...]
+    converted_from: ShortId | None
 
     def content_id(self) -> str:
         """Return what `bundle_id` must be: 16 hex digits, a hash of all but the timestamps."""
@@ -185,6 +205,13 @@ class Manifest(_Part, frozen=True):
         encoder = {'encoder': self.encoder.file} if self.encoder else {}
         return encoder | {part.name: part.file for part in self.generators}
 
+    def conversion(self, model: str, target: Target, precision: Precision) -> Conversion | None:
+        """Return a model's form for that target and precision, None if the bundle has none."""
+        for entry in self.conversions:
+            if (entry.model, entry.target, entry.precision) == (model, target, precision):
+                return entry
+        return None
+
     def candidates(self) -> tuple[str, ...]:
         """Return the names that may be served: the generators, then the ensemble if any."""
         names = tuple(part.name for part in self.generators)
@@ -194,6 +221,13 @@ class Manifest(_Part, frozen=True):
 def factor_names(count: int) -> tuple[str, ...]:
     """Return the names of `count` factor columns."""
     return tuple(f'factor_{index}' for index in range(count))
+
+
+def converted_file(model: str, target: Target, precision: Precision) -> str:
+    """Return the name of a converted model's file beside the canonical `<model>.onnx`."""
+    if target == 'rk3568':
+        return f'{model}.{target}.{precision}.rknn'
+    return f'{model}.{precision}.onnx'
 
 
 def read_manifest(root: Path, check: ManifestCheck | None = None) -> Manifest:
@@ -215,7 +249,7 @@ def read_manifest(root: Path, check: ManifestCheck | None = None) -> Manifest:
         if version != SCHEMA_VERSION:
             raise BundleError(
                 f'{path}: schema_version is {version}, this version reads {SCHEMA_VERSION}; '
-                'train the bundle with this version of HEQIS'
+                'export the bundle with this version of HEQIS (heqis export)'
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -291,11 +325,19 @@ def _check_fields(path: Path, manifest: Manifest) -> None:
         expect(RELATIVE_PATH.fullmatch(name) is not None, 'files', name, 'plain relative paths')
         own = name in (MANIFEST_FILE, SIGNATURE_FILE)
         expect(not own, 'files', name, 'files other than the manifest and its signature')
+    for at, one in enumerate(manifest.conversions):
+        models = list(manifest.model_files())
+        expect(one.model in models, f'conversions[{at}].model', one.model, f'one of {models}')
+        name = converted_file(one.model, one.target, one.precision)
+        expect(one.file == name, f'conversions[{at}].file', one.file, repr(name))
+    converted = [one.file for one in manifest.conversions]
+    expect(len({*converted}) == len(converted), 'conversions', converted, 'each once')
     named = {
         'features.spec_file': manifest.features.spec_file,
         'scaler_file': manifest.scaler_file,
         'golden_file': manifest.golden_file,
         **{f'file of model {name!r}': file for name, file in manifest.model_files().items()},
+        **{f'conversions[{at}].file': one.file for at, one in enumerate(manifest.conversions)},
     }
     for field, file in named.items():
         expect(

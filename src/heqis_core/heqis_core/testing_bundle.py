@@ -123,6 +123,8 @@ def bundle_parts(
         ),
         golden_file='golden.npz',
         files={},
+        conversions=(),
+        converted_from=None,
     )
     return manifest, files
 

@@ -20,9 +20,12 @@ from heqis_core.engine import Arrays
 from heqis_core.errors import BundleError
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.manifest import Conversion, Precision, converted_file
 from heqis_core.scaler import Scaler
 from heqis_core.strategy import StrategyConfig
 from heqis_core.testing_bundle import FACTORS, SPEC, TILE, bundle_parts, write_test_bundle
+
+PRECISIONS: tuple[Precision, ...] = ('fp16', 'int8')
 
 
 @pytest.fixture(scope='session')
@@ -47,6 +50,14 @@ def parts_with_golden(change: Callable[[Arrays], object]) -> tuple[Any, dict[str
     np.savez(buffer, **golden)
     files['golden.npz'] = buffer.getvalue()
     return manifest, files
+
+
+def parts_without_encoder() -> tuple[Any, dict[str, bytes]]:
+    """Return manifest and files of a bundle of indicators alone; its generator is not run."""
+    manifest, files = bundle_parts()
+    del files['encoder.onnx']
+    features = msgspec.structs.replace(manifest.features, names=SPEC.names)
+    return msgspec.structs.replace(manifest, encoder=None, features=features), files
 
 
 def test_a_sound_bundle_loads_and_its_golden_outputs_come_back(sound: Path) -> None:
@@ -147,8 +158,40 @@ def test_the_features_id_knows_all_that_a_feature_depends_on(sound: Path) -> Non
         features_id(FeatureSpec(SPEC.features[::-1]), bundle.scaler, sha256, 'onnxruntime'),
     ]
     assert bundle.features_id('onnxruntime') == ids[0]
+    assert bundle.features_ids() == {ids[0]}
     assert len(set(ids)) == len(ids)
     assert all(len(entry) == 16 for entry in ids)
+
+
+def test_a_gateway_may_send_features_of_every_npu_file_and_of_the_canonical_encoder(
+    tmp_path: Path,
+) -> None:
+    manifest, files = bundle_parts()
+    converted = [
+        Conversion(
+            model='encoder',
+            target='rk3568',
+            precision=precision,
+            file=converted_file('encoder', 'rk3568', precision),
+            tool='a tool 1.0',
+            figures={'cosine_min': 0.9999},
+        )
+        for precision in PRECISIONS
+    ]
+    files |= {one.file: one.precision.encode() for one in converted}
+    manifest = msgspec.structs.replace(manifest, conversions=tuple(converted))
+    bundle = Bundle.load(write_bundle(tmp_path, manifest, files))
+    ids = {bundle.features_id('rknn', one.file) for one in converted}
+    assert bundle.features_ids() == {bundle.features_id('onnxruntime'), *ids}
+    assert len(bundle.features_ids()) == 3
+    assert bundle.manifest.conversion('encoder', 'rk3568', 'int8') == converted[1]
+    assert bundle.manifest.conversion('linear', 'rk3568', 'int8') is None
+
+
+def test_without_an_encoder_there_is_one_features_id_whatever_the_engine(tmp_path: Path) -> None:
+    bundle = Bundle.load(write_bundle(tmp_path, *parts_without_encoder()))
+    assert bundle.features_ids() == {bundle.features_id('none')}
+    assert bundle.features_id('none') == bundle.features_id('onnxruntime')
 
 
 # --- golden outputs ------------------------------------------------------------------------------

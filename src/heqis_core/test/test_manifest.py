@@ -41,6 +41,18 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_bytes(msgspec.json.encode(content))
 
 
+def conversion(model: str) -> dict[str, Any]:
+    """Return an entry for the int8 file of a model, as plain JSON."""
+    return {
+        'model': model,
+        'target': 'tensorrt',
+        'precision': 'int8',
+        'file': f'{model}.int8.onnx',
+        'tool': 'onnxruntime 1',
+        'figures': {},
+    }
+
+
 def refusal(folder: Path) -> str:
     """Return what `Bundle.load` says against the folder."""
     with pytest.raises(BundleError) as caught:
@@ -121,7 +133,7 @@ def test_an_oversized_manifest_is_not_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda m: m.update(schema_version=1), 'schema_version is 1, this version reads 2'),
+        (lambda m: m.update(schema_version=1), 'schema_version is 1, this version reads 3'),
         (lambda m: m.update(colour='red'), 'unknown field `colour`'),
         (lambda m: m['encoder'].update(colour='red'), 'unknown field `colour` - at `$.encoder`'),
         (lambda m: m.pop('served'), 'missing required field `served`'),
@@ -164,6 +176,27 @@ def test_an_oversized_manifest_is_not_read(folder: Path) -> None:
         (lambda m: m.update(flat_band=0.006), 'bundle_id is '),
         (lambda m: m.update(bundle_id='0' * 16), "bundle_id is '0000000000000000', expected "),
         (lambda m: m['provenance'].update(seed=1), 'bundle_id is '),
+        (lambda m: m.update(conversions=[conversion('gru')]), "model is 'gru', expected one of"),
+        (
+            lambda m: m.update(conversions=[conversion('linear')]),
+            "file is 'linear.int8.onnx', exp",
+        ),
+        (
+            lambda m: m.update(conversions=[conversion('linear') | {'file': 'linear.onnx'}]),
+            "conversions[0].file is 'linear.onnx', expected 'linear.int8.onnx'",
+        ),
+        (
+            lambda m: m.update(
+                conversions=[conversion('linear')] * 2,
+                files=m['files'] | {'linear.int8.onnx': m['files']['linear.onnx']},
+            ),
+            'expected each once',
+        ),
+        (
+            lambda m: m.update(conversions=[conversion('linear') | {'target': 'rk3588'}]),
+            "Invalid enum value 'rk3588' - at `$.conversions[0].target`",
+        ),
+        (lambda m: m.update(converted_from='x'), '$.converted_from'),
         (lambda m: m['files']['scaler.json'].update(sha256='x'), 'at `$.files[...].sha256`'),
         (lambda m: m['files']['scaler.json'].update(bytes=1 << 40), 'at `$.files[...].bytes`'),
     ],

@@ -251,6 +251,8 @@ def _manifest(
         ),
         golden_file=GOLDEN_FILE,
         files={},
+        conversions=(),
+        converted_from=None,
     )
 
 

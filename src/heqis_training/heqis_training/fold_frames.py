@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from heqis_core.bars import BarTable
-from heqis_core.bundle import features_id
+from heqis_core.bundle import NO_ENGINE, features_id
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.manifest import factor_names
@@ -62,7 +62,7 @@ def build_frames(
         )
         key = StoreKey(
             dataset.fingerprint(table),
-            features_id(spec, scaler, digest, engine.kind if engine else 'none'),
+            features_id(spec, scaler, digest, engine.kind if engine else NO_ENGINE),
             spec.names + factor_names(part.factors if engine else 0),
             settings.horizons,
         )

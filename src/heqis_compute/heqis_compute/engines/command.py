@@ -12,9 +12,10 @@ import json
 import logging
 from pathlib import Path
 
-from heqis_compute.engines.probe import ENGINES, Choice, candidates, probe
+from heqis_compute.engines.probe import ENGINES, candidates
 from heqis_compute.engines.tensorrt_build import PRECISIONS, BuildFlags
 from heqis_core.bundle import Bundle
+from heqis_core.engine_probe import Choice, probe
 from heqis_core.io.ort_engine import OrtEngine
 
 _EXAMPLES = """examples, in the folder in which `heqis up compute` is started:

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engine runs the generators: the first of an ordered list that works, and why not others.
+"""What may run the generators, in order: TensorRT, then ONNX Runtime, which needs nothing.
 
-Working means more than being installed: the driver answers, and every generator of the bundle has
-been built and has given its golden outputs. ONNX Runtime comes last and needs nothing.
+TensorRT works when its driver answers, and when every generator of the bundle has been built and
+has given its golden outputs. How the first that works is found: `heqis_core.engine_probe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from heqis_compute.engines.tensorrt_build import BuildFlags
 from heqis_compute.engines.tensorrt_engine import (
@@ -20,66 +18,15 @@ from heqis_compute.engines.tensorrt_engine import (
     open_tensorrt,
 )
 from heqis_core.bundle import GOLDEN_TOLERANCE, Bundle
-from heqis_core.engine import Engine
-from heqis_core.errors import EngineError, HeqisError
+from heqis_core.engine_probe import Candidate, Ready
+from heqis_core.errors import EngineError
 from heqis_core.io.ort_engine import OrtEngine, open_engine
-
-MakeEngine = Callable[[Path], Engine]
 
 TOLERANCE = {'fp32': GOLDEN_TOLERANCE, 'fp16': 1e-2, 'int8': 5e-2}
 """Largest difference of a golden output from float32 on ONNX Runtime, absolute plus relative."""
 
 ENGINES = ('auto', TensorRtEngine.kind, OrtEngine.kind)
 """What can be asked for; `auto` is the order of the rest."""
-
-
-class Ready(NamedTuple):
-    """What loads one model file, and what that class of engine counts."""
-
-    make_engine: MakeEngine
-    counters: Mapping[str, int]
-
-
-class Candidate(NamedTuple):
-    """One class of engine; `prepare` proves that it works, or raises HeqisError."""
-
-    kind: str
-    prepare: Callable[[], Ready]
-
-
-class PassedOver(NamedTuple):
-    """A class of engine that does not run, and why."""
-
-    kind: str
-    reason: str
-
-
-class Choice(NamedTuple):
-    """The class of engine that runs, what it counts, and which were passed over."""
-
-    kind: str
-    make_engine: MakeEngine
-    counters: Mapping[str, int]
-    passed_over: tuple[PassedOver, ...]
-
-    def text(self) -> str:
-        """Return the choice in one line: the kind first, then each reason."""
-        reasons = ''.join(f'; {kind} passed over: {why}' for kind, why in self.passed_over)
-        return f'{self.kind}{reasons}'
-
-
-def probe(order: Sequence[Candidate]) -> Choice:
-    """Return the first engine that works; raise EngineError with every reason if none does."""
-    passed_over: list[PassedOver] = []
-    for candidate in order:
-        try:
-            ready = candidate.prepare()
-        except HeqisError as error:
-            passed_over.append(PassedOver(candidate.kind, str(error)))
-        else:
-            return Choice(candidate.kind, *ready, tuple(passed_over))
-    reasons = '; '.join(f'{kind}: {why}' for kind, why in passed_over)
-    raise EngineError(f'no engine works: {reasons}')
 
 
 def candidates(engine: str, bundle: Bundle, flags: BuildFlags, cache: Path) -> list[Candidate]:

@@ -11,7 +11,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from heqis_core.manifest import FileEntry, Manifest
+from heqis_core.manifest import Conversion, FileEntry, Manifest
 
 ABSENT = '—'
 _SHA_SHOWN = 16
@@ -42,7 +42,8 @@ def facts(manifest: Manifest, signer: str) -> Iterator[tuple[str, str]]:
     data, selection = provenance.data, provenance.selection
     encoder, window, strategy = manifest.encoder, manifest.window, manifest.strategy
     factors = encoder.factors if encoder else 0
-    yield 'bundle', f'{manifest.bundle_id}, made {manifest.created_at}'
+    source = f', converted from {manifest.converted_from}' if manifest.converted_from else ''
+    yield 'bundle', f'{manifest.bundle_id}, made {manifest.created_at}{source}'
     yield (
         'features',
         f'{len(features.names) - factors} indicators and {factors} factors, spec '
@@ -63,6 +64,8 @@ def facts(manifest: Manifest, signer: str) -> Iterator[tuple[str, str]]:
             for part in manifest.generators
         ),
     )
+    if manifest.conversions:
+        yield 'converted', '\n'.join(_conversion(one) for one in manifest.conversions)
     members = manifest.ensemble.members if manifest.ensemble else ()
     yield 'ensemble', f'mean of {", ".join(members)}' if members else 'none'
     scores = ', '.join(f'{name} {score:.6g}' for name, score in selection.scores.items())
@@ -143,6 +146,7 @@ def _fields(manifest: Manifest) -> Iterator[tuple[tuple[str, str], str]]:
     features['names'] = {name: str(at) for at, name in enumerate(features['names'])}
     data['symbols'] = dict.fromkeys(data['symbols'], 'there')
     content['generators'] = {part.pop('name'): part for part in content['generators']}
+    content['conversions'] = {part.pop('file'): part for part in content['conversions']}
     provenance['metrics'] = {
         f'{row.pop("model")}, {row.pop("part")}': row for row in provenance['metrics']
     }
@@ -162,6 +166,11 @@ def _leaves(value: Any, name: str = '') -> Iterator[tuple[str, str]]:
 
 def _file(entry: FileEntry) -> str:
     return f'{entry.bytes} bytes, sha256 {entry.sha256[:_SHA_SHOWN]}…'
+
+
+def _conversion(one: Conversion) -> str:
+    figures = ', '.join(f'{name} {value:.6g}' for name, value in one.figures.items())
+    return f'{one.file}: {one.tool}; {figures or "no figures"}'
 
 
 def _pairs(values: Mapping[str, object]) -> str:
