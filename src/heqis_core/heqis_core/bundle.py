@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from heqis_core.bundle_files import ManifestCheck, check_files, read_checked, read_manifest
 from heqis_core.durable import force_folder, write_forced
 from heqis_core.engine import Engine, beyond, infer_tiled
 from heqis_core.errors import BundleError, ConfigError, HeqisError
@@ -35,11 +36,7 @@ from heqis_core.manifest import (
     FileEntry,
     GeneratorPart,
     Manifest,
-    ManifestCheck,
-    check_files,
     factor_names,
-    read_checked,
-    read_manifest,
 )
 from heqis_core.pipeline import FeaturePipeline
 from heqis_core.scaler import Scaler

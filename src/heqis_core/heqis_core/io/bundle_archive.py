@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from heqis_core.bundle import Bundle
+from heqis_core.bundle_files import ManifestCheck, check_files, read_bounded, read_manifest
 from heqis_core.durable import force_folder
 from heqis_core.errors import BundleError
 from heqis_core.manifest import (
@@ -29,10 +30,6 @@ from heqis_core.manifest import (
     RELATIVE_PATH,
     SIGNATURE_FILE,
     Manifest,
-    ManifestCheck,
-    check_files,
-    read_bounded,
-    read_manifest,
 )
 
 SUFFIX = '.hqb'

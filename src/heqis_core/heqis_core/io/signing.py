@@ -26,15 +26,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from heqis_core.bundle import Bundle
+from heqis_core.bundle_files import read_bounded
 from heqis_core.durable import replace_forced
 from heqis_core.errors import BundleError, ConfigError
-from heqis_core.manifest import (
-    EXPORT_AGAIN,
-    MANIFEST_FILE,
-    MAX_SIGNATURE_BYTES,
-    SIGNATURE_FILE,
-    read_bounded,
-)
+from heqis_core.manifest import EXPORT_AGAIN, MANIFEST_FILE, MAX_SIGNATURE_BYTES, SIGNATURE_FILE
 
 FORMAT_VERSION = 1
 PUBLIC_SUFFIX, SECRET_SUFFIX = '.pub.pem', '.secret.pem'
