@@ -101,16 +101,11 @@ class EngineProbe:
 
 
 def _rknn() -> str | None:
-    if util.find_spec('rknnlite') is None:
-        return 'rknn-toolkit-lite2 is not installed'
-    if not any(
-        Path(folder, 'librknnrt.so').exists()
-        for folder in ('/usr/lib', '/usr/lib64', '/usr/lib/aarch64-linux-gnu')
-    ):
-        return 'librknnrt.so, the runtime of the NPU, is not installed'
-    if not (Path('/sys/kernel/debug/rknpu').exists() or Path('/proc/device-tree').exists()):
-        return 'no NPU driver in this kernel'
-    return None
+    if util.find_spec('heqis_gateway') is None:
+        return 'heqis_gateway is not installed'
+    from heqis_gateway.engines.rknn_engine import rknn_obstacle
+
+    return rknn_obstacle()
 
 
 def _tensorrt() -> str | None:
@@ -138,7 +133,7 @@ def _package(name: str) -> Callable[[], str]:
 
 _RKNN = EngineProbe(
     'RKNN',
-    'heqis_core.io.rknn_engine',
+    'heqis_gateway.engines.rknn_engine',
     _rknn,
     _package('rknn-toolkit-lite2'),
     'on the RK3568: pip install -r requirements/board-rk3568.txt and librknnrt.so of its BSP',

@@ -162,7 +162,9 @@ class Bundle:
                 f'pipeline was given {"none" if encoder is None else "one"}; load `encoder_path` '
                 'where it is not None'
             )
-        window, tile, horizon = (part.window, part.tile, part.horizon) if part else (1, 1, 1)
+        window, horizon = (part.window, part.horizon) if part else (1, 1)
+        # A converted file may have another batch than the canonical one.
+        tile = encoder.specs()[0][0].shape[0] if encoder else 1
         return FeaturePipeline(
             symbols,
             self.spec,
@@ -314,6 +316,11 @@ def write_bundle(parent: Path | str, manifest: Manifest, files: Mapping[str, byt
         for name, data in sorted(files.items())
     }
     manifest = msgspec.structs.replace(manifest, files=entries)
+    # As it will be read: a figure given as 1 is 1.0 then, and the id must not know the difference.
+    try:
+        manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f'{parent}: the manifest cannot be written: {error}') from error
     manifest = msgspec.structs.replace(manifest, bundle_id=manifest.content_id())
     final = Path(parent) / manifest.bundle_id
     try:

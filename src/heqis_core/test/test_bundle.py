@@ -188,6 +188,23 @@ def test_a_gateway_may_send_features_of_every_npu_file_and_of_the_canonical_enco
     assert bundle.manifest.conversion('linear', 'rk3568', 'int8') is None
 
 
+def test_a_figure_given_as_a_whole_number_has_the_id_that_it_has_when_it_is_read(
+    tmp_path: Path,
+) -> None:
+    manifest, files = bundle_parts()
+    figures = {'batch': 1}
+    one = Conversion(
+        model='linear', target='tensorrt', precision='int8', file='linear.int8.onnx', tool='a',
+        figures=figures,
+    )  # fmt: skip
+    files['linear.int8.onnx'] = b'a model'
+    path = write_bundle(tmp_path, msgspec.structs.replace(manifest, conversions=(one,)), files)
+    assert Bundle.load(path).manifest.conversions[0].figures == {'batch': 1.0}
+    one.figures['batch'] = float('nan')
+    with pytest.raises(BundleError, match='the manifest cannot be written'):
+        write_bundle(tmp_path, msgspec.structs.replace(manifest, conversions=(one,)), files)
+
+
 def test_without_an_encoder_there_is_one_features_id_whatever_the_engine(tmp_path: Path) -> None:
     bundle = Bundle.load(write_bundle(tmp_path, *parts_without_encoder()))
     assert bundle.features_ids() == {bundle.features_id('none')}

@@ -13,11 +13,11 @@ from heqis_core.bars import BarBlock
 from heqis_core.bundle import Bundle
 from heqis_core.errors import ConfigError
 from heqis_core.frame import FeatureFrame, Stage, stamp
-from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.link import MissedRequest
 from heqis_core.source import PacedSource, Source, SourceConfig, open_source
 from heqis_gateway.bar_history import BarHistory
 from heqis_gateway.bridge_node import BridgeNode
+from heqis_gateway.engines.encoder_engine import Encoder, open_encoder
 from heqis_gateway.hub import Hub
 from heqis_gateway.params import GATEWAY
 from heqis_gateway.source_group import SourceGroup
@@ -65,7 +65,7 @@ class GatewayNode(ManagedNode):
                 'parameter bundle is empty: name the folder that `heqis train` printed'
             )
         bundle = self._door.open(params.bundle, params.trusted_keys)
-        encoder = self._load_encoder(bundle)
+        encoder = self._open_encoder(bundle, params)
         warm_until_ns = bundle.manifest.trained_until_ns if params.start_after_training else 0
         source = self._open_source(params, bundle.spec.channels)
         self._group = source if isinstance(source, SourceGroup) else None
@@ -73,13 +73,12 @@ class GatewayNode(ManagedNode):
         self.defer(source.close)
         self._bars = self.publisher(BarBlockMsg, 'bars', qos.BARS)
         self._features = self.publisher(FeatureFrameMsg, 'features', qos.FRAMES)
-        features_id = bundle.features_id(encoder.kind if encoder else 'none')
         stream = FrameStream(
-            _settings(params, features_id, self.start_id, warm_until_ns, bundle, source),
+            _settings(params, encoder.features_id, self.start_id, warm_until_ns, bundle, source),
             source,
             bundle.pipeline(
                 source.symbols,
-                encoder,
+                encoder.engine,
                 source.channels,
                 self._group.amend if self._group else 0,
             ),
@@ -89,8 +88,10 @@ class GatewayNode(ManagedNode):
             self._publish_amended,
         )
         found = stream.resume()
-        self.get_logger().info(f'{len(source.symbols)} symbols, features {features_id}, {found}')
-        self.set_info(f'{params.source}, {found}')
+        self.get_logger().info(
+            f'{len(source.symbols)} symbols, features {encoder.features_id}, {found}'
+        )
+        self.set_info(f'{params.source}, {found}; {encoder.text}')
         self._stream, self._source = stream, source
         self._history = BarHistory(
             params.bar_history_mb * _BYTES_PER_MB, stream.missed(_POSITION).next_seq
@@ -116,11 +117,12 @@ class GatewayNode(ManagedNode):
         self._stream = None
         self._history = None
 
-    def _load_encoder(self, bundle: Bundle) -> OrtEngine | None:
-        if bundle.encoder_path is None:
-            return None
-        encoder = open_engine(bundle.encoder_path)
-        self.defer(encoder.close)
+    def _open_encoder(self, bundle: Bundle, params: Any) -> Encoder:
+        encoder = open_encoder(bundle, params.engine, params.engine_precision)
+        if encoder.engine is not None:
+            self.defer(encoder.engine.close)
+        for kind, reason in encoder.passed_over:
+            self.get_logger().info(f'engine {kind} is passed over: {reason}')
         return encoder
 
     def _open_source(self, params: Any, channels: Sequence[str]) -> Source:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from heqis_gateway.engines.encoder_engine import ENGINES, PRECISIONS
 from heqis_gateway.modbus_registers import MOST_SYMBOLS
 from heqis_ros.params import TRUSTED_KEYS, Param, ParamTable
 
@@ -11,6 +12,20 @@ GATEWAY = ParamTable(
     [
         Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
         TRUSTED_KEYS,
+        Param(
+            'engine',
+            str,
+            'auto',
+            'What runs the factor encoder; auto: the NPU where it works, else the processor.',
+            choices=ENGINES,
+        ),
+        Param(
+            'engine_precision',
+            str,
+            PRECISIONS[0],
+            'Converted encoder that the NPU runs: one that `heqis convert` made.',
+            choices=PRECISIONS,
+        ),
         Param('stream', str, 'daily', "Name of the stream, part of every decision's key."),
         Param(
             'source',
