@@ -13,6 +13,9 @@ from typing import Any
 from heqis_bringup.table import process_of
 from heqis_core.graph_state import GraphState
 
+_NAMED_SYMBOLS = 10
+"""In the summary; the report has all of them."""
+
 
 @dataclass(frozen=True)
 class JournalFigures:
@@ -126,6 +129,12 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def _counted(by_symbol: Mapping[str, int]) -> str:
+    named = [f'{symbol} {n}' for symbol, n in by_symbol.items()]
+    rest = named[_NAMED_SYMBOLS:]
+    return ', '.join([*named[:_NAMED_SYMBOLS], *([f'{len(rest):,} more'] if rest else [])])
+
+
 def summary(report: Mapping[str, Any]) -> str:
     """Return the report for people, a dozen lines."""
     latency = report['latency_us'].get('ingest_to_signal')
@@ -139,7 +148,7 @@ def summary(report: Mapping[str, Any]) -> str:
         f'frames sent {report["frames_sent"]:,}, received {report["frames_received"]:,}, '
         f'sent again {report["resent"]:,}, gaps {report["gaps"]:,}, drops {report["drops"]:,}',
         f'decisions {report["decisions"]:,}, signals {report["signals"]:,}'
-        + (f' ({", ".join(f"{s} {n}" for s, n in by_symbol.items())})' if by_symbol else ''),
+        + (f' ({_counted(by_symbol)})' if by_symbol else ''),
     ]
     if latency:
         lines.append(f'bar to signal p50 {latency["p50"]:,.0f} us, p99 {latency["p99"]:,.0f} us')

@@ -137,6 +137,17 @@ def test_the_summary_of_a_run_without_any_frame_is_a_summary() -> None:
     assert 'bar to signal' not in text
 
 
+def test_the_summary_of_a_whole_market_names_ten_symbols_and_counts_the_rest() -> None:
+    figures = JournalFigures(signals_by_symbol={f'{n:06d}.SZ': n for n in range(1, 5401)})
+    line = next(
+        line
+        for line in summary(build_report(full_state(), figures, facts(), {})).splitlines()
+        if line.startswith('decisions')
+    )
+    assert '(000001.SZ 1, 000002.SZ 2, ' in line
+    assert line.endswith('000010.SZ 10, 5,390 more)')
+
+
 def test_the_report_is_written_whole_and_its_folder_made(tmp_path: Path) -> None:
     report = build_report(full_state(), JOURNAL, facts(), {})
     path = tmp_path / 'new' / 'report.json'
