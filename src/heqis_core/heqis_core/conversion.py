@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a converted model still is the model: cosine with the float32 one on ONNX Runtime.
+"""What workstation and board must agree on about a converted encoder: its likeness and its image.
 
-The workstation asks it of real windows before a file goes into a bundle, and the board asks it of
-the golden rows before the file runs.
+The workstation asks for the cosine of real windows before a file goes into a bundle, the board of
+the golden rows before the file runs. An NPU works on one image: the rows of a tile go along its
+height.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from heqis_core.manifest import Precision
+
+Rows = npt.NDArray[np.float32]
 
 COSINE_MIN: dict[Precision, float] = {'fp16': 0.9999, 'int8': 0.999}
 """Least cosine of all answers of an encoder, taken as one vector."""
@@ -29,3 +32,13 @@ def cosine(found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) ->
         return 1.0
     norms = float(np.sqrt(a @ a) * np.sqrt(b @ b))
     return float(a @ b) / norms if norms else 0.0
+
+
+def to_image(rows: Rows) -> Rows:
+    """Return rows (batch, C, 1, T) as one image (1, C, batch, T)."""
+    return np.ascontiguousarray(rows.transpose(2, 1, 0, 3))
+
+
+def from_image(image: Rows) -> Rows:
+    """Return the rows (batch, C, 1, T) of an image (1, C, batch, T)."""
+    return np.ascontiguousarray(image.transpose(2, 1, 0, 3))

@@ -59,10 +59,11 @@ def converted(table: BarTable, tmp_path_factory: pytest.TempPathFactory) -> Bund
 
 
 def of_batch(model: bytes, batch: int) -> bytes:
-    """Return an ONNX model with another first axis at its border."""
+    """Return an ONNX model that takes its rows along the height of one image."""
     proto = onnx.load_from_string(model)
     for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch
+        dims = value.type.tensor_type.shape.dim
+        dims[0].dim_value, dims[2].dim_value = 1, batch
     return bytes(proto.SerializeToString())
 
 
@@ -99,7 +100,7 @@ def test_on_the_board_the_npu_gives_the_factors_of_onnx_runtime_whatever_its_bat
     expected = infer_tiled(open_engine(converted.path / 'encoder.onnx'), rows, TILE)
     found = infer_tiled(encoder.engine, rows, BATCH[precision])
     np.testing.assert_allclose(found['factors'], expected['factors'], rtol=1e-5, atol=1e-6)
-    shape = (BATCH[precision], 1, 4, len(SPEC.names))
+    shape = (1, BATCH[precision], 4, len(SPEC.names))
     assert set(npu.inputs) == {(shape, np.dtype(np.float32))}, 'NHWC, as the vendor expects'
     assert npu.open == 1
     encoder.engine.close()
@@ -186,7 +187,7 @@ def test_a_file_that_answers_another_number_of_factors_is_refused(
     good = opened(converted, board).engine
     assert isinstance(good, RknnEngine)
     (taken,), (given,) = good.specs()
-    wrong = ModelForm(taken, given._replace(shape=(1, 5, 1, 1)))
+    wrong = ModelForm(taken, given._replace(shape=(1, 5)))
     engine = RknnEngine(load_lite(board), wrong)
     engine.load(converted.path / converted_file('encoder', 'rk3568', 'int8'))
     with pytest.raises(EngineError, match='expected \\(1, 5, 1, 1\\); convert the bundle again'):

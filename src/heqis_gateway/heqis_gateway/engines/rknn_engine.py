@@ -11,10 +11,12 @@ import importlib
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from heqis_core.conversion import from_image, to_image
 from heqis_core.engine import Arrays, TensorSpec, check_inputs
 from heqis_core.errors import EngineError
 
@@ -31,8 +33,9 @@ class ModelForm(NamedTuple):
     """What a `.rknn` file was made from: it does not tell by itself.
 
     Attributes:
-        input: name, float32, shape (batch, C, 1, T) as in the ONNX file but for the batch.
-        output: the same for the one output.
+        input: name, float32, shape (batch, C, 1, T) as in the ONNX file but for the batch. The
+            file takes them as one image (1, C, batch, T), see `heqis_core.conversion.to_image`.
+        output: name, float32, shape of the one output, (batch, K) or (batch, K, 1, 1).
     """
 
     input: TensorSpec
@@ -136,19 +139,21 @@ class RknnEngine:
         runtime = self._loaded()
         form = self._form
         check_inputs(self._path, (form.input,), inputs)
+        rows = cast('npt.NDArray[np.float32]', inputs[form.input.name])
         # Rank 4 is NHWC unless told otherwise, and releases differ in how to tell.
-        rows = np.ascontiguousarray(inputs[form.input.name].transpose(0, 2, 3, 1))
-        outputs = _call(self._path, 'inference', runtime.inference, inputs=[rows])
+        image = np.ascontiguousarray(to_image(rows).transpose(0, 2, 3, 1))
+        outputs = _call(self._path, 'inference', runtime.inference, inputs=[image])
         if outputs is None or len(outputs) != 1:
             found = 'nothing' if outputs is None else f'{len(outputs)} outputs'
             raise EngineError(f'{self._path}: inference on the NPU answered {found}, expected one')
         values = np.asarray(outputs[0], np.float32)
-        if values.size != np.prod(form.output.shape):
+        batch, factors = form.output.shape[:2]
+        if values.shape != (1, factors, batch, 1):
             raise EngineError(
-                f'{self._path}: the NPU answered {values.shape}, expected {form.output.shape}; '
-                'convert the bundle again'
+                f'{self._path}: the NPU answered {values.shape}, expected '
+                f'{(1, factors, batch, 1)}; convert the bundle again'
             )
-        return {form.output.name: values.reshape(form.output.shape)}
+        return {form.output.name: from_image(values).reshape(form.output.shape)}
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
