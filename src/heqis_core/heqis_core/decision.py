@@ -48,7 +48,8 @@ class Reason(IntFlag):
     INSIDE_BAND = 1 << 11
     """Neither class passed the threshold."""
     BOARD_AWAY = 1 << 12
-    """The compute board of this symbol did not answer in time."""
+    """The compute board of this symbol did not answer in time, or by another bundle than the rest
+    of its frame."""
 
 
 REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH

@@ -135,6 +135,28 @@ def test_the_gates_own_refusal_is_no_conflict(path: Path) -> None:
     assert (counts['conflicts'], counts['signals'], counts['refused']) == (0, 1, 1)
 
 
+@pytest.mark.parametrize('away_first', [True, False])
+def test_a_board_that_was_away_is_no_conflict_but_another_word_of_a_present_one_is(
+    path: Path, away_first: bool
+) -> None:
+    whole = make(1)
+    away = replace(
+        whole,
+        reasons=np.where([True, False, False], Reason.BOARD_AWAY, whole.reasons).astype('u4'),
+        action=np.where([True, False, False], Action.NONE, whole.action).astype('u1'),
+        score=np.where([True, False, False], np.nan, whole.score).astype('f4'),
+    )
+    with Journal.open(path) as journal:
+        first, second = (away, whole) if away_first else (whole, away)
+        assert journal.commit([first]) == [True]
+        assert journal.commit([second]) == [False]
+        assert journal.counts()['conflicts'] == 0
+        assert_same(next(iter(journal.frames())), first)
+        moved = replace(second, score=second.score + np.array([0, 0, 0.5], 'f4'))
+        journal.commit([moved])
+        assert journal.counts()['conflicts'] == 1
+
+
 def test_counts_index_and_signals_by_symbol(path: Path) -> None:
     frames = [make(i) for i in range(20)]
     frames[4] = frames[4].refuse(np.ones(3, bool), Reason.KILL_SWITCH)

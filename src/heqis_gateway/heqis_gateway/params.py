@@ -172,6 +172,22 @@ BRIDGE = ParamTable(
             '',
             'Folder of further public keys (*.key) that may connect.',
         ),
+        Param(
+            'boards',
+            str,
+            '',
+            'YAML file of several compute boards that share the symbols; empty: one board, at the '
+            'three endpoints.',
+        ),
+        Param(
+            'board_lease_ms',
+            int,
+            2000,
+            'Time that a frame waits for a board after the first one answered (boards).',
+            unit='ms',
+            minimum=50,
+            maximum=600000,
+        ),
     ],
 )
 

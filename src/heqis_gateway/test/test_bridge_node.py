@@ -1,26 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bridge node: frames out, decisions in and onto the topic, requests answered, ports refused."""
+"""Bridge node: frames out, decisions in and onto the topic, requests answered, ports refused.
+
+The same with several boards: what is split and put together is in test_boards*.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 
+import yaml
 import zmq
 from rclpy.lifecycle import TransitionCallbackReturn as Result
 from rclpy.node import Node
 
+from heqis_core.decision import Reason
+from heqis_core.frame import FeatureFrame
 from heqis_core.io.zmq_link import ComputeLink
 from heqis_core.link import MissedReply, MissedRequest
 from heqis_core.testing import free_port, wait_until
 from heqis_core.testing_link import make_decisions, make_frame
 from heqis_gateway.bridge_node import BridgeNode
 from heqis_gateway.hub import Hub
-from heqis_msgs.msg import Decisions
+from heqis_msgs.msg import Decisions, Event
 from heqis_ros import qos
 from heqis_ros.testing import Graph, ros_graph
 
 NAMES = ('frames_endpoint', 'decisions_endpoint', 'requests_endpoint')
+
+
+BOARDS = ('jetson-1', 'jetson-2')
+AWAY = int(Reason.BOARD_AWAY)
 
 
 @contextmanager
@@ -97,3 +108,91 @@ def test_a_port_that_is_taken_is_named_and_nothing_stays_behind():
             assert endpoints[1] in node.status().info
             assert hub.send is None
         wait_until(lambda: node.trigger_configure() == Result.SUCCESS, 5)
+
+
+def boards_file(folder: Path) -> tuple[Path, dict[str, list[str]]]:
+    endpoints = {name: [f'tcp://127.0.0.1:{free_port()}' for _ in NAMES] for name in BOARDS}
+    fields = ('frames', 'decisions', 'requests')
+    entries = [
+        {'name': name, **dict(zip(fields, where, strict=True))}
+        for name, where in endpoints.items()
+    ]
+    path = folder / 'boards.yaml'
+    path.write_text(yaml.safe_dump({'boards': entries}), encoding='utf-8')
+    return path, endpoints
+
+
+def answer(board: ComputeLink, frame: FeatureFrame) -> None:
+    decisions = make_decisions(frame.seq, len(frame.symbols))
+    decisions.symbols, decisions.revision = frame.symbols, frame.revision
+    assert board.send_decisions(decisions, 2000)
+
+
+def test_two_boards_get_their_rows_and_their_decisions_are_one_message(tmp_path):
+    """Then one of them says nothing for the lease: told in counters, events and info."""
+    path, endpoints = boards_file(tmp_path)
+    hub = Hub()
+    with (
+        ros_graph({'boards': str(path), 'board_lease_ms': 300}) as graph,
+        ExitStack() as stack,
+    ):
+        node = graph.add(BridgeNode(hub))
+        up(node)
+        assert node.status().info == 'frames to boards jetson-1, jetson-2'
+        heard: list[Decisions] = []
+        events: list[Event] = []
+        gate = graph.add(Node('gate'))
+        gate.create_subscription(Decisions, 'decisions/proposed', heard.append, qos.DECISIONS)
+        gate.create_subscription(Event, 'events', events.append, qos.EVENTS)
+        boards = [stack.enter_context(closing(ComputeLink(*endpoints[name]))) for name in BOARDS]
+        frame = make_frame(seq=0, symbols=9)
+        wait_until(lambda: bool(hub.send and hub.send(frame)), 5)
+        parts = [board.recv(2000) for board in boards]
+        rows = [part.symbols for part in parts if part is not None]
+        assert sorted([*rows[0], *rows[1]]) == sorted(frame.symbols)
+        for board, part in zip(boards, parts, strict=True):
+            assert part is not None
+            answer(board, part)
+        graph.spin_until(lambda: len(heard) == 1)
+        assert tuple(heard[0].symbols) == frame.symbols
+
+        hub.missed = lambda _request: MissedReply(7, 0, 1, 0, [frame])
+        reply = boards[1].request(7, 0, 0, 2000)
+        assert reply is not None
+        assert [item.symbols for item in reply.frames] == [rows[1]]
+
+        assert hub.send is not None
+        assert hub.send(make_frame(seq=1, symbols=9))
+        part = boards[0].recv(2000)
+        assert part is not None
+        answer(boards[0], part)
+        graph.spin_until(lambda: len(heard) == 2)
+        none = [s for s, r in zip(heard[1].symbols, heard[1].reasons, strict=True) if r == AWAY]
+        assert sorted(none) == sorted(rows[1])
+        graph.spin_until(lambda: bool(events))
+        assert (events[0].kind, events[0].subject) == ('board_away', 'jetson-2')
+        assert 'away: jetson-2' in node.status().info
+        counters = node.vitals.counters()
+        assert counters['board.jetson-2.away'] == counters['board.jetson-2.absences'] == 1
+        assert counters['board.jetson-1.merged'] == 2
+        assert counters['link_sent'] == 4
+
+        unanswered = boards[1].recv(2000)
+        assert unanswered is not None
+        assert unanswered.seq == 1
+        assert hub.send(make_frame(seq=2, symbols=9))
+        for board in boards:
+            part = board.recv(2000)
+            assert part is not None
+            answer(board, part)
+        graph.spin_until(lambda: events[-1].kind == 'board_back')
+        graph.spin_until(lambda: node.status().info == 'frames to boards jetson-1, jetson-2')
+
+
+def test_a_key_for_one_board_beside_a_boards_file_is_refused(tmp_path):
+    path, _ = boards_file(tmp_path)
+    with ros_graph({'boards': str(path), 'peer_key_file': 'jetson.key'}) as graph:
+        node = graph.add(BridgeNode(Hub()))
+        assert node.trigger_configure() == Result.FAILURE
+        assert 'peer_key_file' in node.status().info
+        assert str(path) in node.status().info

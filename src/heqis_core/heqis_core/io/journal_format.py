@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.decision import REFUSALS, Action, Decisions, Predictions
+from heqis_core.decision import REFUSALS, Action, Decisions, Predictions, Reason
 from heqis_core.errors import JournalError
 from heqis_core.frame import N_STAGES
 
@@ -40,6 +40,7 @@ BYTES_PER_SYMBOL = 37
 
 # Plain numbers: numpy is slow with enums, and this is done for every frame.
 _REFUSAL_BITS = np.uint32(int(REFUSALS))
+_AWAY_BIT = np.uint32(int(Reason.BOARD_AWAY))
 _NONE, _BUY = np.uint8(int(Action.NONE)), np.uint8(int(Action.BUY))
 
 OWN_META = ('published', 'conflicts')
@@ -195,19 +196,23 @@ def same_proposal(one: Decisions, other: Decisions) -> bool:
     """Whether two frames of one key say the same, whatever the risk gate made of either.
 
     Compares symbols, bundle, generator, score, probabilities and predicted return bit for bit,
-    the reasons but for the gate's own, and the actions where neither was refused. Stamps, epoch
-    and seq may differ.
+    the reasons but for the gate's own, and the actions where neither was refused; a symbol whose
+    board was away for either of them is left out. Stamps, epoch and seq may differ.
     """
     head = ('symbols', 'bundle_id', 'generator')
     if any(getattr(one, name) != getattr(other, name) for name in head):
         return False
+    said = (one.reasons | other.reasons) & _AWAY_BIT == 0
     columns = ('score', 'probabilities', 'predicted_return')
-    if any(getattr(one, name).tobytes() != getattr(other, name).tobytes() for name in columns):
+    if any(
+        getattr(one, name)[said].tobytes() != getattr(other, name)[said].tobytes()
+        for name in columns
+    ):
         return False
     keep = ~_REFUSAL_BITS
-    if not np.array_equal(one.reasons & keep, other.reasons & keep):
+    if not np.array_equal(one.reasons[said] & keep, other.reasons[said] & keep):
         return False
-    untouched = ~(refused(one) | refused(other))
+    untouched = said & ~(refused(one) | refused(other))
     return bool(np.array_equal(one.action[untouched], other.action[untouched]))
 
 
