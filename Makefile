@@ -6,13 +6,16 @@ SHELL := /bin/bash
 # What `make demo`, `make bench` and `make test` understand, on the command line or from the environment.
 export DATA DURATION TRANSPORT BUNDLE REPORT SYMBOLS PACE SEED EPOCHS LIMIT RUN_DIR ARGS NAME JSON PACKAGES MINUTES
 
-.PHONY: help setup build demo test lint format bench fuzz docs picture clean distclean
+.PHONY: help setup rknn build demo test lint format bench fuzz docs picture clean distclean
 
 help: ## show this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: ## create .venv with the pinned packages and build the workspace (PYTHON=python3.12 chooses one)
 	@exec scripts/setup.sh
+
+rknn: setup ## install the toolkit of the RK3568's NPU into .venv-rknn, for heqis convert
+	@exec scripts/rknn.sh
 
 build: setup ## build every package again
 	@exec scripts/build.sh --all
@@ -45,5 +48,5 @@ clean: ## remove what was built and what runs left behind
 	@rm -rf build install log run output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src scripts benchmarks \( -name __pycache__ -o -name .hypothesis \) -type d -prune -exec rm -rf {} + 2> /dev/null || true
 
-distclean: clean ## remove the environment too
-	@rm -rf .venv
+distclean: clean ## remove the environments too
+	@rm -rf .venv .venv-rknn

@@ -38,6 +38,7 @@ setup(
     zip_safe=False,
     entry_points={
         'heqis.commands': [
+            'convert = heqis_training.commands.convert:register',
             'evaluate = heqis_training.commands.evaluate:register',
             'export = heqis_training.commands.export:register',
             'fetch = heqis_training.fetch:register',

@@ -23,7 +23,7 @@ PYTHON_PACKAGES = sorted(setup.parent.name for setup in SRC.glob('*/setup.py'))
 ROLES = sorted(
     file.stem
     for file in (ROOT / 'requirements').glob('*.txt')
-    if file.stem not in ('constraints', 'numpy1')
+    if file.stem not in ('constraints', 'numpy1', 'rknn')  # the toolkit's own environment
 )
 
 # Keys that rosdep knows for Humble and Jazzy: look a new one up in rosdistro first.

@@ -82,6 +82,7 @@ def answer_all(
                 yield decider.decide(frame)
     finally:
         decider.close()
+        pipeline.close()
         if encoder is not None:
             encoder.close()
 

@@ -18,6 +18,9 @@ Rows = npt.NDArray[np.float32]
 COSINE_MIN: dict[Precision, float] = {'fp16': 0.9999, 'int8': 0.999}
 """Least cosine of all answers of an encoder, taken as one vector."""
 
+TOLERANCE: dict[Precision, float] = {'fp16': 1e-2, 'int8': 5e-2}
+"""Largest difference of a golden output of a generator, absolute plus relative."""
+
 
 def cosine(found: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]) -> float:
     """Return the cosine of two arrays of one shape as vectors, in float64.

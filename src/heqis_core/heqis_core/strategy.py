@@ -10,9 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from heqis_core.decision import Action, Reason
+from heqis_core.jit import strict_njit
 
 DOWN, FLAT, UP = range(3)
 """Columns of a probability array."""
+
+# Plain numbers: compiled code knows no enums.
+_NONE, _HOLD, _BUY, _SELL = map(int, (Action.NONE, Action.HOLD, Action.BUY, Action.SELL))
+_NOT_FINITE, _INSIDE = int(Reason.NOT_FINITE), int(Reason.INSIDE_BAND)
+_UP, _DOWN = int(Reason.UP), int(Reason.DOWN)
 
 
 class StrategyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,22 +62,47 @@ def decide(
     answered NaN or infinity is NONE with NOT_FINITE. The target is 1 for BUY, 0 for SELL, else
     NaN.
     """
-    finite = np.isfinite(probabilities).all(axis=1) & np.isfinite(log_return)
-    out_reasons = reasons.copy()
-    out_reasons[(reasons == 0) & ~finite] |= np.uint32(Reason.NOT_FINITE)
-    judged = out_reasons == 0
-    score = np.full(len(reasons), np.nan, np.float32)
-    np.subtract(probabilities[:, UP], probabilities[:, DOWN], out=score, where=judged)
-    buy = judged & (score >= np.float32(config.buy_threshold))
-    sell = judged & ~buy & (score <= np.float32(config.sell_threshold))
-    action = np.zeros(len(reasons), np.uint8)
-    action[judged] = Action.HOLD
-    action[buy] = Action.BUY
-    action[sell] = Action.SELL
-    out_reasons[buy] |= np.uint32(Reason.UP)
-    out_reasons[sell] |= np.uint32(Reason.DOWN)
-    out_reasons[judged & ~buy & ~sell] |= np.uint32(Reason.INSIDE_BAND)
-    target = np.full(len(reasons), np.nan, np.float32)
-    target[buy] = 1.0
-    target[sell] = 0.0
-    return Verdict(action, out_reasons, score, target)
+    n = len(reasons)
+    verdict = Verdict(
+        np.empty(n, np.uint8), np.empty(n, np.uint32), np.empty(n, np.float32),
+        np.empty(n, np.float32),
+    )  # fmt: skip
+    _judge(
+        np.float32(config.buy_threshold),
+        np.float32(config.sell_threshold),
+        # One memory layout only: any other would compile anew, in the middle of a stream.
+        np.require(probabilities, np.float32, ['C', 'W', 'A']),
+        np.require(log_return, np.float32, ['C', 'W', 'A']),
+        np.require(reasons, np.uint32, ['C', 'W', 'A']),
+        *verdict,
+    )
+    return verdict
+
+
+@strict_njit
+def _judge(
+    buy: np.float32,
+    sell: np.float32,
+    probabilities: npt.NDArray[np.float32],
+    log_return: npt.NDArray[np.float32],
+    reasons: npt.NDArray[np.uint32],
+    action: npt.NDArray[np.uint8],
+    said: npt.NDArray[np.uint32],
+    score: npt.NDArray[np.float32],
+    target: npt.NDArray[np.float32],
+) -> None:
+    for s in range(len(reasons)):
+        action[s], said[s] = _NONE, reasons[s]
+        score[s] = target[s] = np.nan
+        if reasons[s]:
+            continue
+        if not (np.isfinite(log_return[s]) and np.isfinite(probabilities[s]).all()):
+            said[s] = _NOT_FINITE
+            continue
+        x = score[s] = probabilities[s, UP] - probabilities[s, DOWN]
+        if x >= buy:
+            action[s], said[s], target[s] = _BUY, _UP, 1
+        elif x <= sell:
+            action[s], said[s], target[s] = _SELL, _DOWN, 0
+        else:
+            action[s], said[s] = _HOLD, _INSIDE

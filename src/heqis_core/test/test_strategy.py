@@ -39,6 +39,15 @@ def test_thresholds_are_inclusive_and_the_targets_follow_the_action():
     assert exact.action.tolist() == [Action.BUY, Action.SELL]
 
 
+def test_arrays_that_are_read_only_or_strided_are_judged_alike_and_left_as_they_are():
+    wide = np.array([[0.0, 9, 0.5, 9, 0.5, 9], [0.5, 9, 0.5, 9, 0.0, 9]], np.float32)
+    reasons = np.zeros(2, np.uint32)
+    wide.flags.writeable = reasons.flags.writeable = False
+    found = decide(CONFIG, wide[:, ::2], np.zeros(4, np.float32)[::2], reasons)
+    assert found.action.tolist() == [Action.BUY, Action.SELL]
+    assert reasons.tolist() == [0, 0]
+
+
 def test_a_symbol_that_cannot_be_judged_is_none_with_its_reason_and_no_score():
     v = verdict([[0.0, 0.0, 1.0]] * 2, reasons=[Reason.SUSPENDED, 0])
     assert v.action.tolist() == [Action.NONE, Action.BUY]

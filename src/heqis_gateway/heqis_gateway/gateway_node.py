@@ -73,15 +73,17 @@ class GatewayNode(ManagedNode):
         self.defer(source.close)
         self._bars = self.publisher(BarBlockMsg, 'bars', qos.BARS)
         self._features = self.publisher(FeatureFrameMsg, 'features', qos.FRAMES)
+        pipeline = bundle.pipeline(
+            source.symbols,
+            encoder.engine,
+            source.channels,
+            self._group.amend if self._group else 0,
+        )
+        self.defer(pipeline.close)
         stream = FrameStream(
             _settings(params, encoder.features_id, self.start_id, warm_until_ns, bundle, source),
             source,
-            bundle.pipeline(
-                source.symbols,
-                encoder.engine,
-                source.channels,
-                self._group.amend if self._group else 0,
-            ),
+            pipeline,
             self._send_on_topic if params.transport == 'dds' else self._send_on_link,
             self._publish_bars,
             self._busy,

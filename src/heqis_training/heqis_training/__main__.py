@@ -6,14 +6,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from heqis_training.commands import evaluate, export, train
+from heqis_training.commands import convert, evaluate, export, train
 
 
 def main() -> int:
     """Run one training command; return its exit status."""
     parser = argparse.ArgumentParser(prog='python -m heqis_training')
     subparsers = parser.add_subparsers(required=True)
-    for command in (train, evaluate, export):
+    for command in (train, evaluate, export, convert):
         command.register(subparsers)
     args = parser.parse_args()
     return int(args.func(args))

@@ -157,12 +157,13 @@ def _export_generators(
         check_weights(run.best, {name: network}, {name: best['networks'][name]})
         network.load_state_dict(best['networks'][name])
         served = ServedGenerator(network, scale.spread).eval()
-        shape = (settings.tile, part.window, store.features.shape[1])
+        tile = settings.tile_of(len(work.facts.symbols))
+        shape = (tile, part.window, store.features.shape[1])
         data = export_onnx(served, shape, 'window', names)
 
         def answer(windows: WindowTensors, index: torch.Tensor) -> dict[str, Any]:
             rows = windows.rows(index, part.window).numpy()  # noqa: B023 - called in this turn
-            found = checked_outputs(data, served, rows, settings.tile, names)  # noqa: B023
+            found = checked_outputs(data, served, rows, tile, names)  # noqa: B023
             return {'input': rows, **found}
 
         golden = answer(training, golden_places(len(parts[0])))
@@ -214,7 +215,10 @@ def _manifest(
         window=WindowPart(length=settings.window, horizon=2 * settings.window),
         generators=tuple(
             GeneratorPart(
-                name=one.name, file=f'{one.name}.onnx', tile=settings.tile, window=part.window
+                name=one.name,
+                file=f'{one.name}.onnx',
+                tile=settings.tile_of(len(facts.symbols)),
+                window=part.window,
             )
             for one, part in zip(exported, settings.generators, strict=True)
         ),
@@ -264,7 +268,7 @@ def _encoder_part(work: Workshop) -> EncoderPart | None:
         file=ENCODER_FILE,
         window=settings.window,
         horizon=2 * settings.window,
-        tile=work.settings.tile,
+        tile=work.settings.tile_of(len(work.facts.symbols)),
         factors=settings.factors,
         input='window',
         output='factors',

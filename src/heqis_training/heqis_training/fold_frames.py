@@ -58,7 +58,15 @@ def build_frames(
             digest = hashlib.sha256(run.encoder_onnx.read_bytes()).hexdigest()
             window = part.window
         pipeline = FeaturePipeline(
-            table.symbols, spec, scaler, engine, window, settings.tile, 2 * window, table.channels
+            table.symbols,
+            spec,
+            scaler,
+            engine,
+            window,
+            settings.tile_of(len(table.symbols)),
+            2 * window,
+            table.channels,
+            threads=1,  # folds run side by side
         )
         key = StoreKey(
             dataset.fingerprint(table),

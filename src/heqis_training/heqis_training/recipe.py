@@ -216,11 +216,12 @@ def _pretrain(
             save=lambda tree: save_state(run.encoder, tree, about),
         )
         encoder = trainee.finish()
-    shape = (work.settings.tile, len(work.spec.names), 1, settings.window)
+    tile = work.settings.tile_of(len(work.facts.symbols))
+    shape = (tile, len(work.spec.names), 1, settings.window)
     data = export_onnx(encoder, shape, 'window', ('factors',))
     host = WindowTensors(store, parts[0])
     rows = host.images(golden_places(len(parts[0])), settings.window).numpy()
-    answers = checked_outputs(data, encoder, rows, work.settings.tile, ('factors',))
+    answers = checked_outputs(data, encoder, rows, tile, ('factors',))
     golden = {f'{ENCODER}/input': rows, f'{ENCODER}/factors': answers['factors']}
     write_durable(run.encoder_golden, golden_file(golden))
     write_durable(run.encoder_onnx, data)  # last: with it the pre-training is over

@@ -24,6 +24,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(pattern='^[a-z][a-z0-9_]*$')]
 
+LARGEST_TILE = 64
+"""Rows beyond which a larger tile gains nothing on a processor (benchmarks/tick_to_signal)."""
+
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A part of the settings: immutable, and without fields that this version does not know."""
@@ -199,7 +202,9 @@ class TrainingSettings(_Part, frozen=True):
         horizons: bars ahead whose log return is learned; the first one is 1 and is what is served.
         flat_band: log return up to which a bar is flat; None takes the band that makes a third of
             the training part flat.
-        tile: rows of one call of an exported model.
+        tile: rows of one call of an exported model; None takes the power of two up to 64 that
+            holds the symbols of the training. One symbol costs a whole tile; a GPU likes large
+            ones.
         signal_quantiles: quantiles of the validation score that become the SELL and BUY
             thresholds.
         valid_for_s: seconds from the bar time until a decision is stale.
@@ -228,7 +233,7 @@ class TrainingSettings(_Part, frozen=True):
     discriminator_learning_rate: Positive | None = None
     horizons: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)] = (1,)
     flat_band: Share | None = None
-    tile: Count = 64
+    tile: Count | None = None
     signal_quantiles: tuple[Share, Share] = (0.2, 0.8)
     valid_for_s: Positive = 345600.0
     shrink: bool = True
@@ -269,6 +274,10 @@ class TrainingSettings(_Part, frozen=True):
     def window(self) -> int:
         """Return the longest window of the generators; a window's horizon is twice that."""
         return max(part.window for part in self.generators)
+
+    def tile_of(self, n_symbols: int) -> int:
+        """Return the rows of one call for a training on so many symbols."""
+        return self.tile or min(LARGEST_TILE, 1 << (n_symbols - 1).bit_length())
 
     @property
     def past(self) -> int:

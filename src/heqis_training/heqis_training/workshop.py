@@ -115,10 +115,11 @@ def open_frames(work: Workshop, known: BarTable | None = None) -> FrameStore:
         return FrameStore.build(known, frames(pipeline, known), key, folder)
     engine = OrtEngine()
     engine.load(work.run.encoder_onnx)
+    pipeline = pipeline_of(work, known, scaler, engine)
     try:
-        pipeline = pipeline_of(work, known, scaler, engine)
         return FrameStore.build(known, frames(pipeline, known), key, folder)
     finally:
+        pipeline.close()
         engine.close()
 
 
@@ -169,7 +170,7 @@ def pipeline_of(
         scaler,
         engine,
         window,
-        work.settings.tile,
+        work.settings.tile_of(len(known.symbols)),
         2 * window,
         known.channels,
     )

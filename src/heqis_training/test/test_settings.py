@@ -199,3 +199,13 @@ def test_what_may_stand_there_is_told(tmp_path: Path, text: str, told: str) -> N
     file.write_text(text, encoding='utf-8')
     with pytest.raises(ConfigError, match=told):
         load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ('symbols', 'tile'), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (64, 64), (5400, 64)]
+)
+def test_a_tile_that_is_not_given_holds_the_symbols_of_the_training(
+    symbols: int, tile: int
+) -> None:
+    assert DEFAULT.tile_of(symbols) == tile
+    assert replace(DEFAULT, tile=48).tile_of(symbols) == 48

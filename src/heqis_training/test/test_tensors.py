@@ -208,7 +208,9 @@ def test_real_series_with_suspensions_give_the_windows_that_a_decider_infers() -
     short, long = Recorder(8, len(spec.names)), Recorder(20, len(spec.names))
     generators = [Generator('short', short, 1, 8), Generator('long', long, 1, 20)]
     strategy = StrategyConfig(0.5, -0.5, 1e9)
-    decider = Decider(table.symbols, len(spec.names), 20, 40, generators, 'long', strategy, 'b')
+    decider = Decider(
+        table.symbols, len(spec.names), 20, 40, generators, 'long', strategy, 'b', threads=1
+    )
     decided = []
     for t, (features, status) in enumerate(made):
         close = table.values[t, 3]

@@ -18,12 +18,13 @@ from heqis_compute.engines.tensorrt_engine import (
     open_tensorrt,
 )
 from heqis_core.bundle import GOLDEN_TOLERANCE, Bundle
+from heqis_core.conversion import TOLERANCE
 from heqis_core.engine_probe import Candidate, Ready
 from heqis_core.errors import EngineError
 from heqis_core.io.ort_engine import OrtEngine, open_engine
 
-TOLERANCE = {'fp32': GOLDEN_TOLERANCE, 'fp16': 1e-2, 'int8': 5e-2}
-"""Largest difference of a golden output from float32 on ONNX Runtime, absolute plus relative."""
+_TOLERANCE: dict[str, float] = {'fp32': GOLDEN_TOLERANCE, **TOLERANCE}
+"""By precision: largest difference of a golden output from float32 on ONNX Runtime."""
 
 ENGINES = ('auto', TensorRtEngine.kind, OrtEngine.kind)
 """What can be asked for; `auto` is the order of the rest."""
@@ -69,7 +70,7 @@ def golden_of(bundle: Bundle, tolerance: float) -> dict[Path, Golden]:
 
 def _prepare_tensorrt(bundle: Bundle, flags: BuildFlags, cache: Path) -> Ready:
     shared = open_tensorrt(flags, cache)
-    golden = golden_of(bundle, TOLERANCE[flags.precision])
+    golden = golden_of(bundle, _TOLERANCE[flags.precision])
 
     def make_engine(path: Path) -> TensorRtEngine:
         return _open(shared, path, golden.get(path))

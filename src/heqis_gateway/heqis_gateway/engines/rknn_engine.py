@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -81,7 +82,7 @@ def rknn_obstacle() -> str | None:
 
 
 class RknnEngine:
-    """Run one `.rknn` file on the NPU; used by one thread at a time.
+    """Run one `.rknn` file on the NPU. Several threads may call it; one at a time runs.
 
     Args:
         lite: of `load_lite`.
@@ -96,6 +97,7 @@ class RknnEngine:
         self._form = form
         self._path = Path()
         self._runtime: Any = None
+        self._lock = threading.Lock()
         self.version = ''
         """Versions of the runtime and the driver, as they tell them; empty before `load`."""
 
@@ -121,9 +123,10 @@ class RknnEngine:
         except EngineError:
             runtime.release()
             raise
-        self.close()
-        self._runtime, self._path = runtime, path
-        self.version = ' '.join(str(version or 'unknown').split())
+        with self._lock:
+            self._release()
+            self._runtime, self._path = runtime, path
+            self.version = ' '.join(str(version or 'unknown').split())
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs of the loaded model; raise EngineError if there is none."""
@@ -136,13 +139,14 @@ class RknnEngine:
         Raises EngineError that names the input if one is missing, unknown, or has another shape or
         dtype than `specs` says, and if the NPU fails or answers another number of values.
         """
-        runtime = self._loaded()
         form = self._form
-        check_inputs(self._path, (form.input,), inputs)
-        rows = cast('npt.NDArray[np.float32]', inputs[form.input.name])
-        # Rank 4 is NHWC unless told otherwise, and releases differ in how to tell.
-        image = np.ascontiguousarray(to_image(rows).transpose(0, 2, 3, 1))
-        outputs = _call(self._path, 'inference', runtime.inference, inputs=[image])
+        with self._lock:
+            runtime = self._loaded()
+            check_inputs(self._path, (form.input,), inputs)
+            rows = cast('npt.NDArray[np.float32]', inputs[form.input.name])
+            # Rank 4 is NHWC unless told otherwise, and releases differ in how to tell.
+            image = np.ascontiguousarray(to_image(rows).transpose(0, 2, 3, 1))
+            outputs = _call(self._path, 'inference', runtime.inference, inputs=[image])
         if outputs is None or len(outputs) != 1:
             found = 'nothing' if outputs is None else f'{len(outputs)} outputs'
             raise EngineError(f'{self._path}: inference on the NPU answered {found}, expected one')
@@ -157,6 +161,10 @@ class RknnEngine:
 
     def close(self) -> None:
         """Free the model; a second call does nothing."""
+        with self._lock:
+            self._release()
+
+    def _release(self) -> None:
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.release()
