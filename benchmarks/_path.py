@@ -1,109 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bar-in to signal-out over two processes, beside the sum of its bare parts on the same arrays.
+"""The path from a bar to its decisions in two processes, and its bare parts on the same arrays.
 
-The path: bar block, feature pipeline with factor encoder, frame, link, windows, generator,
-strategy, decisions, link. The bare parts: the feature kernels with the scaler, one session call
-for each tile of encoder and generator, and pyzmq with as many bytes there and back. What the path
-has above them is windows, tiles, strategy, frame and wire. Nothing else is measured here.
+The path: bar block, feature pipeline with factor encoder, frame, link, windows, generators,
+strategy, decisions, link. The bare parts: the feature kernels with the scaler, ONNX Runtime's
+session on each tile of encoder and generators, as many threads as the path has, and pyzmq with as
+many bytes there and back. What the path has above them is windows, tiles, strategy, frame and
+wire. Nothing else is measured here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _harness import Row
-from _models import ENCODER_WINDOW, FACTORS, TILE, WINDOW, write_encoder, write_generator
+import numpy.typing as npt
+from _models import FACTORS, NAMES, WINDOW, spec
 
 from heqis_core import wire
-from heqis_core.bars import BarBlock
+from heqis_core.bars import BarBlock, BarStatus
 from heqis_core.decider import Decider, Generator
-from heqis_core.engine import Arrays
-from heqis_core.features.spec import default_spec
+from heqis_core.engine import Workers
 from heqis_core.features.state import FeatureState
 from heqis_core.frame import FeatureFrame, Stage, new_stamps
-from heqis_core.io.ort_engine import OrtEngine
+from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.pipeline import FeaturePipeline
 from heqis_core.scaler import Scaler
 from heqis_core.simulator import MarketSimulator
 from heqis_core.strategy import StrategyConfig
+from heqis_core.windows import Windows
 
-SYMBOLS = (3, 300)
-WARM_UP = 80
-"""Bars: indicators, then the encoder's window, then the generator's."""
-MODELS = ('encoder', 'generator')
+HORIZON = 2 * WINDOW
+WARM_UP = spec().warmup_bars + 2 * WINDOW + 10
+"""Bars: indicators, then the encoder's window, then the generators'; some are suspended."""
+THREADS = Workers().n
+SEED = 5
 US = 1e-3
 
-
-class CountingEngine(OrtEngine):
-    """The engine, and how many tiles it ran: the bare part runs as many."""
-
-    tiles = 0
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        """Run one tile."""
-        self.tiles += 1
-        return super().infer(inputs)
-
-
-def write_models(folder: Path) -> None:
-    """Write both models."""
-    n = len(default_spec().names)
-    write_encoder(folder / 'encoder.onnx', n)
-    write_generator(folder / 'generator.onnx', n + FACTORS)
-
-
-def load(folder: Path, name: str) -> CountingEngine:
-    """Load one of the two models."""
-    engine = CountingEngine()
-    engine.load(folder / f'{name}.onnx')
-    return engine
+Times = dict[str, list[float]]
+"""By part, us, an entry for each bar."""
 
 
 class BareModel:
-    """The runtime's session on a full tile, without anything of ours around it."""
+    """The runtime's session on tiles that lie ready, without anything of ours around it."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        """Open it as the engine does."""
-        engine = load(folder, name)
-        spec = engine.specs()[0][0]
-        self._session = engine._session
-        rng = np.random.default_rng(0)
-        self._feed = {spec.name: rng.standard_normal(spec.shape).astype(np.float32)}
+    def __init__(self, engine: OrtEngine, n_symbols: int) -> None:
+        """Make room for the tiles of so many symbols."""
+        name, dtype, shape = engine.specs()[0][0]
+        self._name = name
+        self._session: Any = engine._session
+        self.tile = shape[0]
+        self._tiles = np.zeros((-(-n_symbols // self.tile), *shape), dtype)
+        self._count = 0
+        self._pool = ThreadPoolExecutor(THREADS)
 
-    def run(self, tiles: int) -> int:
-        """Run so many tiles; return ns."""
+    def fill(self, which: npt.NDArray[np.int64], gather: Callable[..., object]) -> None:
+        """Write the windows of these symbols."""
+        self._count = -(-len(which) // self.tile)
+        for k, tile in enumerate(self._tiles[: self._count]):
+            some = which[k * self.tile : (k + 1) * self.tile]
+            gather(some, tile[: len(some)])
+            tile[len(some) :] = 0
+
+    def run_us(self) -> float:
+        """Run them all; return us."""
         start = time.perf_counter_ns()
-        for _ in range(tiles):
-            self._session.run(None, self._feed)
-        return time.perf_counter_ns() - start
+        if self._count > 1:
+            list(self._pool.map(self._share, range(THREADS)))
+        else:
+            self._share(0)
+        return (time.perf_counter_ns() - start) * US
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _share(self, k: int) -> None:
+        for tile in self._tiles[k : self._count : THREADS]:
+            self._session.run(None, {self._name: tile})
 
 
 class GatewaySide:
     """Bars to frames, and the bare features and encoder on the same bars."""
 
-    def __init__(self, folder: Path, n_symbols: int) -> None:
+    def __init__(self, models: Path, n_symbols: int) -> None:
         """Build the pipeline for a simulated market."""
-        spec = default_spec()
-        names = spec.names
-        self._market = MarketSimulator(n_symbols, seed=5)
+        names = spec().names
+        self._market = MarketSimulator(n_symbols, seed=SEED)
         self._scaler = Scaler(names, [0.0] * len(names), [1.0] * len(names))
-        self._engine = load(folder, 'encoder')
-        self._bare_state = FeatureState(spec, n_symbols)
-        self._bare_encoder = BareModel(folder, 'encoder')
+        encoder = open_engine(models / 'encoder.onnx')
         self._pipeline = FeaturePipeline(
             self._market.symbols,
-            spec,
+            spec(),
             self._scaler,
-            self._engine,
-            ENCODER_WINDOW,
-            TILE,
-            2 * ENCODER_WINDOW,
+            encoder,
+            WINDOW,
+            encoder.specs()[0][0].shape[0],
+            HORIZON,
         )
+        self._state = FeatureState(spec(), n_symbols)
+        self._windows = Windows(n_symbols, WINDOW, len(names), HORIZON)
+        self._model = BareModel(encoder, n_symbols)
 
     def next_block(self) -> BarBlock:
         """Return the next bar block."""
@@ -111,7 +111,6 @@ class GatewaySide:
 
     def frame(self, seq: int, block: BarBlock) -> FeatureFrame:
         """Make the frame of one bar block."""
-        self._engine.tiles = 0
         stamps = new_stamps()
         stamps[Stage.INGEST] = time.time_ns()
         tensors = self._pipeline.step(seq, block, stamps)
@@ -119,92 +118,103 @@ class GatewaySide:
             'bench', 1, seq, block.event_time_ns, 0, '0' * 16, block.symbols, tensors, stamps
         )
 
-    def bare(self, block: BarBlock) -> tuple[int, int]:
-        """Return the bare times in ns of features and encoder for the block of the last frame."""
+    def bare(self, seq: int, block: BarBlock) -> dict[str, float]:
+        """Return the bare times of features and encoder for the block of the last frame."""
         start = time.perf_counter_ns()
-        self._scaler.apply(self._bare_state.step(block.values, block.status))
-        features_ns = time.perf_counter_ns() - start
-        return features_ns, self._bare_encoder.run(self._engine.tiles)
+        raw = self._scaler.apply(self._state.step(block.values, block.status))
+        features_us = (time.perf_counter_ns() - start) * US
+        ready = (block.status == BarStatus.VALID) & np.isfinite(raw).all(axis=1)
+        self._windows.push(seq, raw, ready)
+        which = np.flatnonzero(ready & self._windows.ready(seq))
+        self._model.fill(which, self._windows.gather_columns)
+        return {'features': features_us, 'encoder': self._model.run_us()}
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pipeline.close()
+        self._model.close()
 
 
 class ComputeSide:
-    """Frames to decisions, and the bare generator on as many tiles."""
+    """Frames to decisions, and the bare generators on the same windows."""
 
-    def __init__(self, folder: Path, symbols: tuple[str, ...]) -> None:
+    def __init__(self, models: Path, symbols: tuple[str, ...]) -> None:
         """Build the decider for these symbols."""
-        self._engine = load(folder, 'generator')
-        self._bare_generator = BareModel(folder, 'generator')
+        n_features = len(spec().names) + FACTORS
+        engines = [open_engine(models / f'{name}.onnx') for name in NAMES]
+        tile = engines[0].specs()[0][0].shape[0]
+        self._models = [BareModel(engine, len(symbols)) for engine in engines]
+        self._windows = Windows(len(symbols), WINDOW, n_features, HORIZON)
         self._decider = Decider(
             symbols,
-            len(default_spec().names) + FACTORS,
+            n_features,
             WINDOW,
-            2 * WINDOW,
-            [Generator('gru', self._engine, TILE, WINDOW)],
-            'gru',
+            HORIZON,
+            [Generator(n, e, tile, WINDOW) for n, e in zip(NAMES, engines, strict=True)],
+            'ensemble',
             StrategyConfig(0.05, -0.05),
             '0' * 16,
+            NAMES,
         )
 
     def decide(self, frame: FeatureFrame) -> Any:
         """Return the decisions of one frame."""
-        self._engine.tiles = 0
         return self._decider.decide(frame)[0]
 
-    def bare(self) -> int:
-        """Return the bare time in ns of the generator for the last frame."""
-        return self._bare_generator.run(self._engine.tiles)
+    def bare(self, frame: FeatureFrame) -> dict[str, float]:
+        """Return the bare time of each generator for the last frame, and that of its windows.
+
+        The windows are written by one thread, once for all generators.
+        """
+        status: Any = frame.tensors['status']
+        features: Any = frame.tensors['features']
+        start = time.perf_counter_ns()
+        valid = status == BarStatus.VALID
+        self._windows.push(frame.seq, features, valid)
+        which = np.flatnonzero(valid & self._windows.ready(frame.seq))
+        self._models[0].fill(which, self._windows.gather)
+        times = {'windows': (time.perf_counter_ns() - start) * US}
+        for model in self._models[1:]:
+            model.fill(which, self._windows.gather)
+        for name, model in zip(NAMES, self._models, strict=True):
+            times[name] = model.run_us()
+        return times
+
+    def close(self) -> None:
+        """End the threads."""
+        self._decider.close()
+        for model in self._models:
+            model.close()
 
 
-@dataclass
-class Measured:
-    """Times in us, one entry for each bar."""
-
-    path: list[float]
-    parts: dict[str, list[float]]
-
-    def rows(self, n_symbols: int) -> list[Row]:
-        """Return path beside sum, and each part."""
-        case = f'bar to signal, {n_symbols} symbols'
-        path, sums = np.array(self.path), np.sum(list(self.parts.values()), axis=0)
-        rows = []
-        for percent in (50, 99):
-            value, floor = (float(np.percentile(times, percent)) for times in (path, sums))
-            ratio = float(np.median(path / sums)) if percent == 50 else value / floor
-            rows.append(Row(case, f'p{percent}', 'us', value, floor, None, ratio))
-        for name, times in self.parts.items():
-            rows.append(Row(case, f'bare {name} p50', 'us', float(np.median(times))))
-        return rows
-
-
-def compute_loop(settings: dict[str, Any], way: Any, bare: Any, n_symbols: int, count: int) -> Any:
-    """Serve `count` bars in the other process; return the bare generator times in ns."""
-    market = MarketSimulator(n_symbols, seed=5)
-    side = ComputeSide(Path(settings['models']), market.symbols)
-    times = []
-    for _ in range(count):
+def compute_loop(models: Path, way: Any, bare: Any, n_symbols: int, count: int) -> Times:
+    """Serve the bars of `gateway_loop` in the other process; return its bare times."""
+    side = ComputeSide(models, MarketSimulator(n_symbols, seed=SEED).symbols)
+    times: Times = {}
+    for _ in range(WARM_UP + count):
         frame = way.recv_frame()
         decisions = side.decide(frame)
         way.send_decisions(decisions)
-        bare.recv()
         bare.use_bytes(wire.encode_decisions(decisions))
+        bare.recv()
         bare.send()
-        times.append(side.bare())
+        _append(times, side.bare(frame))
         bare.send()
-    return times
+    side.close()
+    return {name: values[WARM_UP:] for name, values in times.items()}
 
 
 def gateway_loop(
-    settings: dict[str, Any],
-    way: Any,
-    bare: Any,
-    n_symbols: int,
-    count: int,
-    result: Callable[[], Any],
-) -> Measured:
-    """Send `WARM_UP + count` bars through both processes, and measure the last `count`."""
-    side = GatewaySide(Path(settings['models']), n_symbols)
-    parts: dict[str, list[float]] = {'features': [], 'encoder': [], 'transport': []}
-    path = []
+    models: Path, way: Any, bare: Any, n_symbols: int, count: int
+) -> tuple[list[float], Times]:
+    """Send bars through both processes; return path and bare times in us of the last `count`.
+
+    The path and its bare parts take turns bar by bar, so that a slow phase of the machine meets
+    both.
+    """
+    side = GatewaySide(models, n_symbols)
+    path: list[float] = []
+    times: Times = {}
     for seq in range(WARM_UP + count):
         block = side.next_block()
         start = time.perf_counter_ns()
@@ -214,13 +224,17 @@ def gateway_loop(
         path.append((time.perf_counter_ns() - start) * US)
         if decisions.seq != seq:
             raise RuntimeError(f'decisions of frame {decisions.seq} came, expected {seq}')
-        for name, spent_ns in zip(('features', 'encoder'), side.bare(block), strict=True):
-            parts[name].append(spent_ns * US)
+        _append(times, side.bare(seq, block))
         bare.use_bytes(wire.encode_frame(frame))
         start = time.perf_counter_ns()
         bare.send()
         bare.recv()
-        parts['transport'].append((time.perf_counter_ns() - start) * US)
+        _append(times, {'transport': (time.perf_counter_ns() - start) * US})
         bare.recv()  # the other process has run its bare part
-    parts['generator'] = [value * US for value in result()]
-    return Measured(path[WARM_UP:], {name: times[WARM_UP:] for name, times in parts.items()})
+    side.close()
+    return path[WARM_UP:], {name: values[WARM_UP:] for name, values in times.items()}
+
+
+def _append(times: Times, more: dict[str, float]) -> None:
+    for name, value in more.items():
+        times.setdefault(name, []).append(value)

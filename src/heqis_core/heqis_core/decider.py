@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from heqis_core.bars import BarStatus
 from heqis_core.bundle import Bundle
 from heqis_core.decision import Decisions, Predictions, Reason
-from heqis_core.engine import Engine, infer_tiled
+from heqis_core.engine import Engine, TiledEngine, Workers
 from heqis_core.frame import FeatureFrame, Stage, stamp
 from heqis_core.manifest import ENSEMBLE
 from heqis_core.strategy import StrategyConfig, decide
@@ -58,6 +59,10 @@ class Decider:
         strategy: thresholds.
         bundle_id: id of the bundle.
         members: generators whose mean is the ensemble; empty without one.
+        threads: that run tiles at once, the caller's among them; None takes the cores there are,
+            see `Workers`. Their number changes no bit.
+
+    Raises EngineError for a generator whose input is not of its tile, window and columns.
     """
 
     def __init__(
@@ -71,47 +76,65 @@ class Decider:
         strategy: StrategyConfig,
         bundle_id: str,
         members: Sequence[str] = (),
+        threads: int | None = None,
     ) -> None:
         self.symbols = tuple(symbols)
         self.bundle_id = bundle_id
         self.served = served
         self._generators = tuple(generators)
         names = [generator.name for generator in self._generators]
-        self._members = [names.index(name) for name in members]
+        self._members = np.array([names.index(name) for name in members], np.int64)
         self._names = (*names, ENSEMBLE) if members else tuple(names)
         self._served_index = self._names.index(served)
         self._strategy = strategy
         self._valid_for_ns = int(strategy.valid_for_s * 1e9)
         self._horizon = horizon
         self._windows = Windows(len(self.symbols), window, n_features, horizon)
+        self._workers = Workers(threads)
+        self._tiled = [
+            TiledEngine(g.engine, (g.tile, g.window, n_features), self._workers.n)
+            for g in self._generators
+        ]
         self._hole_seq: int | None = None
+        # Compiles before the first frame is due.
+        nobody = np.empty(0, np.float32)
+        decide(strategy, nobody.reshape(0, 3), nobody, np.empty(0, np.uint32))
 
     @classmethod
     def of(
-        cls, bundle: Bundle, symbols: Sequence[str], make_engine: Callable[[Path], Engine]
+        cls,
+        bundle: Bundle,
+        symbols: Sequence[str],
+        make_engine: Callable[[Path], Engine],
+        threads: int | None = None,
     ) -> Decider:
         """Load every generator of a verified bundle; raise EngineError if one cannot be loaded."""
         manifest = bundle.manifest
-        generators = [
-            Generator(
-                part.name, make_engine(bundle.generator_path(part.name)), part.tile, part.window
+        generators: list[Generator] = []
+        try:
+            for part in manifest.generators:
+                engine = make_engine(bundle.generator_path(part.name))
+                generators.append(Generator(part.name, engine, part.tile, part.window))
+            return cls(
+                symbols,
+                len(manifest.features.names),
+                manifest.window.length,
+                manifest.window.horizon,
+                generators,
+                manifest.served,
+                manifest.strategy,
+                bundle.bundle_id,
+                manifest.ensemble.members if manifest.ensemble else (),
+                threads,
             )
-            for part in manifest.generators
-        ]
-        return cls(
-            symbols,
-            len(manifest.features.names),
-            manifest.window.length,
-            manifest.window.horizon,
-            generators,
-            manifest.served,
-            manifest.strategy,
-            bundle.bundle_id,
-            manifest.ensemble.members if manifest.ensemble else (),
-        )
+        except BaseException:
+            for generator in generators:
+                generator.engine.close()
+            raise
 
     def close(self) -> None:
-        """Free the engines."""
+        """End the threads and free the engines."""
+        self._workers.close()
         for generator in self._generators:
             generator.engine.close()
 
@@ -132,13 +155,17 @@ class Decider:
 
     def warm(self, frame: FeatureFrame) -> None:
         """Push a frame into the windows without judging it."""
-        features, status = _tensors(frame)
-        self._windows.push(frame.seq, features, status == BarStatus.VALID)
+        features = cast('npt.NDArray[np.float32]', frame.tensors['features'])
+        self._windows.push(frame.seq, features, _status(frame) == BarStatus.VALID)
 
     def decide(self, frame: FeatureFrame) -> tuple[Decisions, Predictions]:
         """Push a frame and judge it; INFERRED and DECIDED go into a copy of its stamps."""
         self.warm(frame)
-        _, status = _tensors(frame)
+        return self.judge(frame)
+
+    def judge(self, frame: FeatureFrame) -> tuple[Decisions, Predictions]:
+        """Judge the frame that was pushed last; stamps as in `decide`."""
+        status = _status(frame)
         valid = status == BarStatus.VALID
         ready = valid & self._windows.ready(frame.seq)
         reasons = _REASON_OF_STATUS[status]
@@ -179,14 +206,22 @@ class Decider:
         shape = (len(self._names), len(self.symbols))
         log_return = np.full(shape, np.nan, np.float32)
         probabilities = np.full((*shape, 3), np.nan, np.float32)
-        if len(which):
-            windows = self._windows.gather(which)
-            for g, generator in enumerate(self._generators):
-                rows = windows[:, -generator.window :, :]
-                out = infer_tiled(generator.engine, rows, generator.tile)
-                log_return[g, which] = cast('npt.NDArray[np.float32]', out['log_return'])
-                probabilities[g, which] = cast('npt.NDArray[np.float32]', out['probabilities'])
-        if self._members:
+        # By tile, then generator: engines that run one tile at a time are all kept busy.
+        jobs = sorted(
+            (start, g)
+            for g, generator in enumerate(self._generators)
+            for start in range(0, len(which), generator.tile)
+        )
+
+        def infer(job: int, worker: int) -> None:
+            start, g = jobs[job]
+            some = which[start : start + self._tiled[g].tile]
+            out = self._tiled[g].infer(len(some), partial(self._windows.gather, some), worker)
+            log_return[g, some] = cast('npt.NDArray[np.float32]', out['log_return'])
+            probabilities[g, some] = cast('npt.NDArray[np.float32]', out['probabilities'])
+
+        self._workers.run(infer, len(jobs))
+        if len(self._members):
             log_return[-1] = mean_of(log_return[self._members])
             probabilities[-1] = mean_of(probabilities[self._members])
         return log_return, probabilities
@@ -221,6 +256,5 @@ def mean_of(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return total
 
 
-def _tensors(frame: FeatureFrame) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    features = cast('npt.NDArray[np.float32]', frame.tensors['features'])
-    return features, cast('npt.NDArray[np.uint8]', frame.tensors['status'])
+def _status(frame: FeatureFrame) -> npt.NDArray[np.uint8]:
+    return cast('npt.NDArray[np.uint8]', frame.tensors['status'])

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from heqis_core.bars import CLOSE, BarBlock, BarStatus, BarTable
-from heqis_core.engine import Arrays, Engine, infer_tiled
+from heqis_core.engine import Arrays, Engine, TiledEngine, Workers
 from heqis_core.errors import DataError
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.features.state import FeatureState
@@ -47,8 +48,11 @@ class FeaturePipeline:
         horizon: frames within which those T rows must lie.
         channels: of every block, see `BarBlock.channels`.
         amendable: newest blocks that `amend` may still correct; each costs a copy of the state.
+        threads: that run the encoder at once, the caller's among them; None takes the cores there
+            are, see `Workers`. Their number changes no bit.
 
-    Raises ConfigError if the spec reads a channel that is not there.
+    Raises ConfigError if the spec reads a channel that is not there, EngineError for an encoder
+    with another input.
     """
 
     def __init__(
@@ -62,16 +66,21 @@ class FeaturePipeline:
         horizon: int,
         channels: Sequence[str] = (),
         amendable: int = 0,
+        threads: int | None = None,
     ) -> None:
         self.symbols = tuple(symbols)
         self._steps: deque[_Step] = deque(maxlen=amendable)
         self._channels = tuple(channels)
         self._state = FeatureState(spec, len(self.symbols), self._channels)
         self._scaler = scaler
-        self._encoder = encoder
-        self._tile = encoder_tile
-        self._n_factors = encoder.specs()[1][0].shape[1] if encoder is not None else 0
+        self._workers = Workers(threads)
         self._n_indicators = len(spec.names)
+        self._n_factors = 0
+        self._encoder: TiledEngine | None = None
+        if encoder is not None:
+            shape = (encoder_tile, self._n_indicators, 1, encoder_window)
+            self._encoder = TiledEngine(encoder, shape, self._workers.n)
+            self._n_factors = self._encoder.outputs[0].shape[1]
         self._windows = Windows(len(self.symbols), encoder_window, self._n_indicators, horizon)
         factors = tuple(f'factor_{k}' for k in range(self._n_factors))
         self.feature_names: tuple[str, ...] = tuple(spec.names) + factors
@@ -138,6 +147,10 @@ class FeaturePipeline:
             status[index] = cast('npt.NDArray[np.uint8]', tensors['status'])
         return features, status
 
+    def close(self) -> None:
+        """End the threads; the encoder is the caller's."""
+        self._workers.close()
+
     def save(self) -> dict[str, npt.NDArray[np.generic]]:
         """Return the whole state as arrays, so that `load` continues bit for bit."""
         parts = {'indicators': self._state.save(), 'windows': self._windows.save()}
@@ -152,11 +165,16 @@ class FeaturePipeline:
     def _encode(
         self, seq: int, features: npt.NDArray[np.float32], ready: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.bool_]:
-        assert self._encoder is not None
+        encoder = self._encoder
+        assert encoder is not None
         self._windows.push(seq, features[:, : self._n_indicators], ready)
         which = np.flatnonzero(ready & self._windows.ready(seq))
-        if len(which):
-            rows = self._windows.gather(which).transpose(0, 2, 1)[:, :, None, :]
-            (factors,) = infer_tiled(self._encoder, rows, self._tile).values()
-            features[which, self._n_indicators :] = factors.reshape(len(which), self._n_factors)
+
+        def encode(tile: int, worker: int) -> None:
+            some = which[tile * encoder.tile : (tile + 1) * encoder.tile]
+            fill = partial(self._windows.gather_columns, some)
+            (factors,) = encoder.infer(len(some), fill, worker).values()
+            features[some, self._n_indicators :] = factors.reshape(len(some), self._n_factors)
+
+        self._workers.run(encode, -(-len(which) // encoder.tile))
         return cast('npt.NDArray[np.bool_]', np.isfinite(features).all(axis=1))

@@ -9,6 +9,8 @@ nor fills a window. Because nothing older than the horizon counts, `Windows` tha
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import numpy.typing as npt
 
@@ -47,7 +49,9 @@ class Windows:
         self._hole_seq = int(_NEVER)
         # Compiles before the first frame is due: without kept code that takes seconds.
         self._take(0, np.empty((0, n_features), np.float32), np.empty(0, np.bool_))
-        self.gather(np.empty(0, np.int64))
+        nobody = np.empty(0, np.int64)
+        self.gather(nobody)
+        self.gather_columns(nobody, np.empty((0, n_features, 1, length), np.float32))
 
     @property
     def last_seq(self) -> int | None:
@@ -93,28 +97,37 @@ class Windows:
 
         Args:
             which: integer (n,), symbol indices.
-            out: C-contiguous float32 (n, W, F) to write into (and to return); None allocates.
+            out: C-contiguous float32 (n, W, F) to write into (and to return); with fewer rows than
+                W the newest ones are written. None allocates.
 
         Raises ValueError for a symbol without W rows, for a mask in the place of indices, and for
         an `out` that does not fit. Whether the rows are recent enough is for `ready` to say.
         """
-        if which.ndim != 1 or which.dtype.kind not in 'iu':
-            raise ValueError(f'which is {which.dtype} {which.shape}; expected integers (n,)')
-        index = np.require(which, np.int64, ['C', 'W', 'A'])
-        shape = (len(index), self.length, self.n_features)
+        index = _indices(which)
         if out is None:
-            out = np.empty(shape, np.float32)
-        elif out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
-            raise ValueError(
-                f'out is {out.dtype} {out.shape}; expected writable C-contiguous float32 {shape}'
-            )
-        flat = out.reshape(len(index), self.length * self.n_features)
-        bad = _gather(index, self.n_features, self._rows, self._seqs, self._oldest, flat)
-        if bad >= 0:
-            raise ValueError(
-                f'symbol {index[bad]} of {len(self._rows)} has no window of {self.length} rows; '
-                'gather only what is ready'
-            )
+            out = np.empty((len(index), self.length, self.n_features), np.float32)
+        rows = out.shape[1] if out.ndim == 3 and out.shape[1] <= self.length else self.length
+        _check_out(out, (len(index), rows, self.n_features))
+        flat = out.reshape(len(index), rows * self.n_features)
+        self._refuse(
+            index, _gather(index, self.n_features, self._rows, self._seqs, self._oldest, flat)
+        )
+        return out
+
+    def gather_columns(
+        self, which: npt.NDArray[np.integer], out: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Write the windows of `which` into C-contiguous float32 (n, F, 1, W), and return it.
+
+        That is what a convolution along time reads. Raises as `gather` does.
+        """
+        index = _indices(which)
+        _check_out(out, (len(index), self.n_features, 1, self.length))
+        flat = out.reshape(len(index), self.n_features * self.length)
+        self._refuse(
+            index,
+            _gather_columns(index, self.n_features, self._rows, self._seqs, self._oldest, flat),
+        )
         return out
 
     def hole(self, seq: int) -> None:
@@ -168,6 +181,13 @@ class Windows:
             self._oldest,
         )
 
+    def _refuse(self, index: Index, bad: int) -> None:
+        if bad >= 0:
+            raise ValueError(
+                f'symbol {index[bad]} of {len(self._rows)} has no window of {self.length} rows; '
+                'gather only what is ready'
+            )
+
     def _arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         return {'rows': self._rows, 'seqs': self._seqs, 'oldest': self._oldest}
 
@@ -200,6 +220,21 @@ def window_index(
 def _room_for(count: int, length: int) -> tuple[Index, Index, Index]:
     rows = np.empty((count, length), np.int64)
     return np.empty(count, np.int64), np.empty(count, np.int64), rows
+
+
+def _indices(which: npt.NDArray[np.integer]) -> Index:
+    if which.ndim != 1 or which.dtype.kind not in 'iu':
+        raise ValueError(f'which is {which.dtype} {which.shape}; expected integers (n,)')
+    if which.dtype == np.int64 and which.flags.carray:
+        return cast('Index', which)
+    return np.require(which, np.int64, ['C', 'W', 'A'])
+
+
+def _check_out(out: npt.NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    if out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
+        raise ValueError(
+            f'out is {out.dtype} {out.shape}; expected writable C-contiguous float32 {shape}'
+        )
 
 
 def _check_sizes(length: int, horizon: int, **sizes: int) -> None:
@@ -237,19 +272,40 @@ def _push(
 def _gather(
     which: Index, n_features: int, kept: Rows, seqs: Index, oldest: Index, out: Rows
 ) -> int:
-    """Copy from kept (S, W * F) to out (n, W * F); return the first bad place in which, or -1."""
-    size = np.uint64(kept.shape[1])
+    """Copy the newest rows from kept (S, W * F) to out (n, rows * F).
+
+    Returns the first bad place in which, or -1.
+    """
+    size, wanted = np.uint64(kept.shape[1]), np.uint64(out.shape[1])
     for i in range(len(which)):
         s = which[i]
         if s < 0 or s >= len(oldest) or seqs[s, oldest[s]] == _NEVER:
             return i
-        start = np.uint64(oldest[s] * n_features)
-        older = size - start
+        start = (np.uint64(oldest[s] * n_features) + size - wanted) % size
+        older = min(size - start, wanted)
         source, target = kept[s], out[i]
         for k in range(older):
             target[k] = source[start + k]
-        for k in range(start):
+        for k in range(wanted - older):
             target[older + k] = source[k]
+    return -1
+
+
+@strict_njit
+def _gather_columns(
+    which: Index, n_features: int, kept: Rows, seqs: Index, oldest: Index, out: Rows
+) -> int:
+    """Copy kept (S, W * F) to out (n, F * W); return the first bad place in which, or -1."""
+    width, length = np.uint64(n_features), np.uint64(seqs.shape[1])
+    for i in range(len(which)):
+        s = which[i]
+        if s < 0 or s >= len(oldest) or seqs[s, oldest[s]] == _NEVER:
+            return i
+        source, target = kept[s], out[i]
+        for w in range(length):
+            start = (np.uint64(oldest[s]) + w) % length * width
+            for f in range(width):
+                target[f * length + w] = source[start + f]
     return -1
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from heqis_core.bars import BarStatus, BarTable
 from heqis_core.bundle import Bundle
-from heqis_core.errors import ConfigError, DataError, HeqisError
+from heqis_core.errors import ConfigError, DataError, EngineError, HeqisError
 from heqis_core.features.spec import FeatureItem, FeatureSpec
 from heqis_core.features.state import FeatureState
 from heqis_core.frame import Stage, new_stamps
@@ -74,6 +74,33 @@ def test_one_symbol_alone_has_the_bits_it_has_among_others(bundle, table):
         alone, alone_status = make(bundle, (table.symbols[i],)).run(columns(table, [i]))
         assert alone[:, 0].tobytes() == np.ascontiguousarray(features[:, i]).tobytes()
         np.testing.assert_array_equal(alone_status[:, 0], status[:, i])
+
+
+def test_the_number_of_threads_changes_no_bit(bundle, monkeypatch):
+    monkeypatch.setattr('heqis_core.engine._WORTH_NS', 0)  # even little work is shared out
+    table = simulated_table(37, 60, seed=8)
+    encoder = open_engine(bundle.encoder_path)
+    tile = encoder.specs()[0][0].shape[0]
+    assert tile < len(table.symbols)
+    shape = (encoder, ENCODER_WINDOW, tile, 2 * ENCODER_WINDOW)
+    made = []
+    for threads in (1, 3):
+        pipeline = FeaturePipeline(
+            table.symbols, bundle.spec, bundle.scaler, *shape, threads=threads
+        )
+        made.append(pipeline.run(table))
+        pipeline.close()
+    assert np.isfinite(made[0][0][-1]).any()
+    assert made[0][0].tobytes() == made[1][0].tobytes()
+    np.testing.assert_array_equal(made[0][1], made[1][1])
+
+
+def test_an_encoder_of_another_window_is_refused(bundle, table):
+    encoder = open_engine(bundle.encoder_path)
+    tile = encoder.specs()[0][0].shape[0]
+    shape = (encoder, ENCODER_WINDOW + 1, tile, 2 * ENCODER_WINDOW)
+    with pytest.raises(EngineError, match='not one float32 input'):
+        FeaturePipeline(table.symbols, bundle.spec, bundle.scaler, *shape)
 
 
 @pytest.mark.parametrize('cut', [0, 1, 60, 120])

@@ -113,6 +113,12 @@ class WindowsAgainstLists(RuleBasedStateMachine):
         np.testing.assert_array_equal(windows.gather(which), out)
         for window, s in zip(out, which, strict=True):
             np.testing.assert_array_equal(window, expected[s])
+        for rows in range(1, self.length):
+            newest = np.full((len(which), rows, F), np.nan, np.float32)
+            np.testing.assert_array_equal(windows.gather(which, newest), out[:, -rows:])
+        columns = np.full((len(which), F, 1, self.length), np.nan, np.float32)
+        assert windows.gather_columns(which, columns) is columns
+        np.testing.assert_array_equal(columns[:, :, 0, :], out.transpose(0, 2, 1))
 
 
 TestWindowsAgainstLists = WindowsAgainstLists.TestCase
@@ -177,6 +183,8 @@ def test_gather_of_a_symbol_without_rows_is_refused_by_number() -> None:
     for bad in (1, 2, -1):
         with pytest.raises(ValueError, match=f'symbol {bad} of 2'):
             windows.gather(np.array([0, bad]))
+        with pytest.raises(ValueError, match=f'symbol {bad} of 2'):
+            windows.gather_columns(np.array([0, bad]), np.empty((2, 1, 1, 2), np.float32))
     with pytest.raises(ValueError, match='which is bool'):
         windows.gather(windows.ready(1))
 
@@ -185,6 +193,8 @@ def test_gather_of_a_symbol_without_rows_is_refused_by_number() -> None:
     'out',
     [
         np.empty((2, 2, 1), np.float32),
+        np.empty((1, 3, 1), np.float32),
+        np.empty((1, 2), np.float32),
         np.empty((1, 2, 1), np.float64),
         np.empty((1, 2, 2), np.float32)[:, :, :1],
     ],
@@ -195,6 +205,8 @@ def test_gather_into_a_buffer_that_does_not_fit_is_refused(out: np.ndarray) -> N
         windows.push(seq, np.zeros((1, 1), np.float32), np.ones(1, bool))
     with pytest.raises(ValueError, match='out is'):
         windows.gather(np.array([0]), out)
+    with pytest.raises(ValueError, match='out is'):
+        windows.gather_columns(np.array([0]), out)
 
 
 def test_rows_may_be_views_and_read_only_and_are_copied() -> None:
