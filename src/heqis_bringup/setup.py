@@ -51,5 +51,8 @@ setup(
             'keys = heqis_bringup.keys:register',
             'up = heqis_bringup.up:register',
         ],
+        'heqis.bundle': [
+            'swap = heqis_bringup.bundle_swap:register',
+        ],
     },
 )

@@ -27,7 +27,7 @@ OFFERED_BY = {
     'doctor': ('heqis_bringup', 'say what is installed, what would be used, what is missing'),
     'keys': ('heqis_bringup', 'make the CURVE key pair of a board'),
     'batch': ('heqis_bringup', 'the decisions of a bundle on a data set, without any graph'),
-    'bundle': ('heqis_core', 'sign, verify, show, compare and pack bundles'),
+    'bundle': ('heqis_core', 'sign, verify, show, compare, pack and swap bundles'),
     'data': ('heqis_core', 'check market data: what is wrong, where, and how much of it'),
     'engines': ('heqis_compute', 'choose and build the engines of a bundle on this board'),
     'features': ('heqis_core', 'named feature columns of bars, in batch or as a stream'),

@@ -15,13 +15,14 @@ from rclpy.lifecycle import TransitionCallbackReturn as Result
 from rclpy.node import Node
 
 from heqis_compute.compute_node import ComputeNode
-from heqis_compute.engines.probe import candidates, probe
+from heqis_compute.engines.probe import candidates
 from heqis_compute.engines.tensorrt_build import BuildFlags
 from heqis_compute.engines.testing_cuda import FakeGpu
 from heqis_compute.engines.testing_tensorrt import board_modules, fake_tensorrt
 from heqis_compute.judge import Judge
 from heqis_core.bundle import Bundle
 from heqis_core.decision import Decisions
+from heqis_core.engine_probe import probe
 from heqis_core.frame import FeatureFrame
 from heqis_core.io.ort_engine import open_engine
 from heqis_core.link import MissedReply
@@ -53,7 +54,8 @@ def compute(bundle: Path, **params: object) -> Iterator[tuple[Graph, ComputeNode
     names = ('frames_endpoint', 'decisions_endpoint', 'requests_endpoint')
     ports = {name: f'tcp://127.0.0.1:{free_port()}' for name in names}
     cache = str(bundle.parent.parent / 'engines')
-    values = {'bundle': str(bundle), 'engine_cache': cache, **ports, **params}
+    state = {'state_dir': str(Path(cache) / 'state'), 'shadow_ms': 50}
+    values = {'bundle': str(bundle), 'engine_cache': cache, **state, **ports, **params}
     with ros_graph(values) as graph:
         yield graph, graph.add(ComputeNode())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compute node: which bundles it refuses and why, holding without a supervisor, swapping."""
+"""Compute node: which bundles it refuses and why, holding without a supervisor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from heqis_core.manifest import FileEntry, Manifest
 from heqis_core.testing import free_port, simulated_table, wait_until
 from heqis_core.testing_bundle import write_test_bundle
 from heqis_msgs.msg import Heartbeat
-from heqis_msgs.srv import SwapBundle
 from heqis_ros import qos
 from heqis_ros.testing import Graph, ros_graph
 
@@ -209,38 +208,3 @@ def test_frames_are_answered_only_while_a_supervisor_is_heard(bundle):
         graph.spin_until(
             lambda: node.vitals.counters().get('holding') == 1, what='the supervisor is silent'
         )
-
-
-def test_a_swap_is_verified_first_and_the_old_bundle_goes_on_if_refused(bundle, tmp_path):
-    ports = endpoints()
-    with (
-        compute(bundle=str(bundle), require_supervisor=False, **ports) as (graph, node),
-        closing(Gateway(bundle, ports)) as gateway,
-    ):
-        assert node.trigger_configure() == Result.SUCCESS
-        assert node.trigger_activate() == Result.SUCCESS
-        gateway.send(graph, range(15))
-        gateway.receive(graph, 15)
-        caller = graph.add(Node('caller'))
-        client = caller.create_client(SwapBundle, 'compute/swap_bundle')
-        graph.spin_until(client.service_is_ready)
-
-        def swap(path: Path) -> SwapBundle.Response:
-            future = client.call_async(SwapBundle.Request(path=str(path)))
-            graph.spin_until(future.done)
-            return future.result()
-
-        other = write_test_bundle(tmp_path / 'other', seed=1)
-        refused = swap(other)
-        assert not refused.accepted
-        assert other.name in refused.message
-        assert refused.bundle_id == bundle.name
-        accepted = swap(write_test_bundle(tmp_path / 'same', valid_for_s=60.0))
-        assert accepted.accepted, accepted.message
-        assert accepted.bundle_id != bundle.name
-        gateway.send(graph, range(15, N))
-        gateway.receive(graph, N)
-        ids = [gateway.got[seq].bundle_id for seq in range(N)]
-        assert ids[:15] == [bundle.name] * 15
-        assert ids[15:] == [accepted.bundle_id] * (N - 15)
-        assert (gateway.got[15].action != 0).any()

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
-from heqis_compute.judge import Answer, Judge
+from heqis_compute.judge import Answer, Judge, Served
 from heqis_core.bars import BarTable
-from heqis_core.bundle import Bundle
+from heqis_core.bundle import Bundle, write_bundle
 from heqis_core.decision import Action, Reason
+from heqis_core.errors import ConfigError
 from heqis_core.frame import FeatureFrame
 from heqis_core.io.ort_engine import open_engine
 from heqis_core.link import MissedReply
+from heqis_core.manifest import Conversion, converted_file
 from heqis_core.testing import simulated_table
-from heqis_core.testing_bundle import write_test_bundle
+from heqis_core.testing_bundle import bundle_parts, write_test_bundle
 
 SPLIT = 60
 N = 140
@@ -172,13 +175,53 @@ def test_frames_of_another_feature_spec_are_refused_with_both_ids(bundle, frames
 
 
 def test_a_swapped_bundle_answers_from_the_next_frame_on_with_warm_windows(
-    bundle, frames, table, tmp_path
+    bundle, frames, quiet, tmp_path
 ):
-    other = Bundle.load(write_test_bundle(tmp_path, seed=1))
     judge = Judge(bundle, open_engine)
-    assert not judge.same_features(other)
+    with pytest.raises(ConfigError, match='other features'):
+        judge.check_features(Bundle.load(write_test_bundle(tmp_path, seed=1)))
     answers = run(judge, frames[SPLIT : SPLIT + 20], Gateway(frames, SPLIT))
-    judge.swap(bundle)
+    other = Bundle.load(write_test_bundle(tmp_path, valid_for_s=60.0))
+    judge.check_features(other)
+    new = Served(other, open_engine)
+    new.load(frames[0].symbols)
+    assert judge.take_over(new) is None
     answers += run(judge, frames[SPLIT + 20 :], Gateway(frames, SPLIT))
-    assert [a.decisions.seq for a in answers] == list(range(SPLIT, N))
-    assert (answers[20].decisions.action != Action.NONE).any()
+    # The same models: only who is named and how long it is good may differ.
+    assert said(answers) == quiet
+    ids = [a.decisions.bundle_id for a in answers]
+    assert ids == [bundle.bundle_id] * 20 + [other.bundle_id] * (len(ids) - 20)
+
+
+def test_a_frame_from_before_a_swap_is_answered_again_as_it_was(bundle, frames, tmp_path):
+    judge = Judge(bundle, open_engine)
+    before = run(judge, frames[SPLIT : SPLIT + 20], Gateway(frames, SPLIT))
+    new = Served(Bundle.load(write_test_bundle(tmp_path, valid_for_s=60.0)), open_engine)
+    new.load(frames[0].symbols)
+    judge.take_over(new)
+    again = judge.on_frame(frames[SPLIT + 19])
+    assert [a.decisions for a in again] == [before[-1].decisions]
+    assert again[0].decisions.bundle_id == bundle.bundle_id
+
+
+def test_a_converted_bundle_takes_over_and_the_way_back_depends_on_the_gateway_s_encoder(
+    bundle, frames, tmp_path
+):
+    manifest, files = bundle_parts()
+    name = converted_file('encoder', 'rk3568', 'fp16')
+    part = Conversion('encoder', 'rk3568', 'fp16', name, 'a tool 1.0', {})
+    manifest = msgspec.structs.replace(manifest, conversions=(part,))
+    converted = Bundle.load(write_bundle(tmp_path, manifest, {**files, name: b'model'}))
+    judge = Judge(bundle, open_engine)
+    judge.on_frame(frames[0])
+    judge.check_features(converted)
+    judge.take_over(Served(converted, open_engine))
+    judge.check_features(bundle)
+    # A gateway that starts again with its encoder on the NPU.
+    f = frames[1]
+    on_npu = converted.features_id('rknn', name)
+    again = FeatureFrame('daily', 2, f.seq, f.event_time_ns, 0, on_npu, f.symbols, f.tensors)
+    judge.on_frame(again)
+    assert judge.counters.foreign == 0
+    with pytest.raises(ConfigError, match='other features'):
+        judge.check_features(bundle)

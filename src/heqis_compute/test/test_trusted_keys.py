@@ -45,7 +45,13 @@ def compute(bundle: Path, trusted: Path) -> Iterator[tuple[Graph, ComputeNode, l
     """Yield graph, node and the events that somebody hears who was there before."""
     names = ('frames_endpoint', 'decisions_endpoint', 'requests_endpoint')
     ports = {name: f'tcp://127.0.0.1:{free_port()}' for name in names}
-    params = {'bundle': str(bundle), 'trusted_keys': str(trusted), 'require_supervisor': False}
+    params = {
+        'bundle': str(bundle),
+        'trusted_keys': str(trusted),
+        'require_supervisor': False,
+        'state_dir': str(trusted.parent / 'state'),
+        'shadow_ms': 50,
+    }
     with ros_graph({**ports, **params}) as graph:
         heard: list[Event] = []
         listener = graph.add(Node('listener'))

@@ -23,7 +23,7 @@ from heqis_core.engine_probe import Candidate, Ready
 from heqis_core.errors import EngineError
 from heqis_core.io.ort_engine import OrtEngine, open_engine
 
-_TOLERANCE: dict[str, float] = {'fp32': GOLDEN_TOLERANCE, **TOLERANCE}
+_TOLERANCE = {'fp32': GOLDEN_TOLERANCE, 'fp16': TOLERANCE['fp16'], 'int8': TOLERANCE['int8']}
 """By precision: largest difference of a golden output from float32 on ONNX Runtime."""
 
 ENGINES = ('auto', TensorRtEngine.kind, OrtEngine.kind)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ _EXAMPLES = """examples:
   heqis bundle verify /opt/heqis/bundles/ID --trusted /opt/heqis/trusted
   heqis bundle show output/bundles/ID
   heqis bundle diff output/bundles/OLD output/bundles/NEW
+  heqis bundle swap /opt/heqis/bundles/ID                     on a compute board that runs
 
 docs/bundle.md explains every field, signing and revoking.
 """
@@ -98,6 +100,10 @@ def register(subparsers: _Actions) -> None:
     unpack.add_argument('--out', metavar='DIR', type=Path, default=Path(), help='default: here')
     _add_trusted(unpack)
     unpack.set_defaults(func=run_unpack)
+
+    # What needs ROS comes from another package, where it is installed.
+    for point in sorted(metadata.entry_points(group='heqis.bundle'), key=lambda one: one.name):
+        point.load()(actions)
 
 
 def run_key(args: argparse.Namespace) -> int:
