@@ -120,7 +120,7 @@ class GatewayNode(ManagedNode):
         self._history = None
 
     def _open_encoder(self, bundle: Bundle, params: Any) -> Encoder:
-        encoder = open_encoder(bundle, params.engine, params.engine_precision)
+        encoder = open_encoder(bundle, params.encoder_engine, params.encoder_precision)
         if encoder.engine is not None:
             self.defer(encoder.engine.close)
         for kind, reason in encoder.passed_over:

@@ -13,14 +13,14 @@ GATEWAY = ParamTable(
         Param('bundle', str, '', 'Folder of the bundle whose features and encoder are computed.'),
         TRUSTED_KEYS,
         Param(
-            'engine',
+            'encoder_engine',
             str,
             'auto',
             'What runs the factor encoder; auto: the NPU where it works, else the processor.',
             choices=ENGINES,
         ),
         Param(
-            'engine_precision',
+            'encoder_precision',
             str,
             PRECISIONS[0],
             'Converted encoder that the NPU runs: one that `heqis convert` made.',

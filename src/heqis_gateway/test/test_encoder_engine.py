@@ -222,7 +222,7 @@ def test_the_node_runs_the_encoder_on_the_npu_and_says_so(
         'limit': 30,
         'state_dir': str(tmp_path / 'state'),
         'transport': 'dds',
-        'engine_precision': 'fp16',
+        'encoder_precision': 'fp16',
     }
     with ros_graph(params) as graph:
         node = graph.add(GatewayNode(Hub()))
