@@ -32,11 +32,12 @@ lint: setup ## run the gates alone: format, lint, types, architecture, shell, Do
 format: setup ## format the sources and sort their imports
 	@exec scripts/lint.sh --fix
 
-bench: setup ## run a benchmark: NAME=latency JSON=file.json ARGS= (all of them without NAME)
+bench: setup ## run a benchmark: NAME=transport JSON=file.json ARGS= (all of them without NAME)
 	@exec scripts/bench.sh
 
-fuzz: setup ## damage data files for MINUTES=10 and hold the readers to what must be true
-	@. scripts/env.sh && exec nice -n 19 python scripts/fuzz_readers.py --minutes "$${MINUTES:-10}"
+fuzz: setup ## damage data files and link messages for MINUTES=10 each and hold the readers to what must be true
+	@. scripts/env.sh && nice -n 19 python scripts/fuzz_readers.py --minutes "$${MINUTES:-10}" && \
+	  exec nice -n 19 python scripts/fuzz_wire.py --minutes "$${MINUTES:-10}" --coverage 200000
 
 docs: setup ## write the generated parts of docs/
 	@exec scripts/docs.sh

@@ -2,7 +2,7 @@
 """What every benchmark shares: options, printed table and JSON form. No measuring lives here.
 
 A benchmark is one file beside this one: it gives `main` its name and a function that measures and
-returns rows. `make bench NAME=latency JSON=file.json` runs it.
+returns rows. `make bench NAME=transport JSON=file.json` runs it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +20,15 @@ from heqis_core import wire
 from heqis_core.decision import Decisions
 from heqis_core.frame import FeatureFrame, Stage, stamp
 from heqis_core.io.zmq_link import ComputeLink, GatewayLink
+from heqis_core.io.zmq_security import (
+    LinkSecurity,
+    secure_client,
+    write_keys,
+)
 
 FEATURES = 32
 WAIT_MS = 10_000
+BOARDS = 'gateway', 'compute'
 _TIME = struct.Struct('<q')
 
 
@@ -86,18 +93,23 @@ class Way(Protocol):
 class Bypass:
     """HEQIS's link."""
 
-    def __init__(self, ports: list[int], first: bool) -> None:
+    def __init__(
+        self, ports: list[int], first: bool, security: LinkSecurity | None = None
+    ) -> None:
         """Open one end."""
-        self._gateway = GatewayLink(*map(tcp, ports)) if first else None
-        self._compute = None if first else ComputeLink(*map(tcp, ports))
+        ends = map(tcp, ports)
+        self._gateway = GatewayLink(*ends, security=security) if first else None
+        self._compute = None if first else ComputeLink(*ends, security=security)
+        self.last_seq = 0
 
     def use(self, n_symbols: int) -> None:
         """Send messages of so many symbols from now on."""
         self._frame, self._decisions = make_frame(n_symbols), make_decisions(n_symbols)
 
     def send(self) -> None:
-        """Send one message."""
+        """Send one message; each frame has the next seq, as in a stream."""
         if self._gateway is not None:
+            self.last_seq = self._frame.seq = self.last_seq + 1
             self.send_frame(self._frame)
         else:
             self.send_decisions(self._decisions)
@@ -109,6 +121,12 @@ class Bypass:
             return 0
         frame = self.recv_frame()
         return int(frame.stamps[Stage.RECEIVED] - frame.stamps[Stage.SENT])
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of this end."""
+        link = self._gateway or self._compute
+        assert link is not None
+        return link.counters
 
     def send_frame(self, frame: FeatureFrame) -> None:
         """Send a frame, at the first end."""
@@ -148,7 +166,9 @@ class Bypass:
 class Bare:
     """PUSH and PULL of pyzmq with as many bytes, the time of sending in the first eight."""
 
-    def __init__(self, ports: list[int], first: bool) -> None:
+    def __init__(
+        self, ports: list[int], first: bool, security: LinkSecurity | None = None
+    ) -> None:
         """Open one end."""
         there, back = ports
         self._first = first
@@ -156,6 +176,9 @@ class Bare:
         self._out = self._context.socket(zmq.PUSH)
         self._in = self._context.socket(zmq.PULL)
         self._in.rcvtimeo = WAIT_MS
+        if security is not None:
+            secure_client(self._out, security)
+            self._in.curve_secretkey, self._in.curve_server = security.secret_key, True
         self._in.bind(tcp(back if first else there))
         self._out.connect(tcp(there if first else back))
 
@@ -261,9 +284,28 @@ def tcp(port: int) -> str:
 N_PORTS = 5
 
 
-def open_ways(ports: list[int], with_dds: bool, first: bool) -> dict[str, Any]:
-    """Open one end of each way on `N_PORTS` ports."""
+def open_ways(
+    ports: list[int], with_dds: bool, first: bool, keys: str | None = None
+) -> dict[str, Any]:
+    """Open one end of each way: on `N_PORTS` ports, and with a folder of keys on as many more."""
     ways: dict[str, Any] = {'bypass': Bypass(ports[:3], first), 'bare': Bare(ports[3:5], first)}
+    if keys is not None:
+        security, more = board_keys(keys, first), ports[N_PORTS:]
+        ways['bypass CURVE'] = Bypass(more[:3], first, security)
+        ways['bare CURVE'] = Bare(more[3:5], first, security)
     if with_dds:
         ways['dds'] = Dds(first)
     return ways
+
+
+def make_keys(folder: str) -> None:
+    """Write the key pairs of both boards."""
+    for name in BOARDS:
+        write_keys(folder, name)
+
+
+def board_keys(folder: str, first: bool) -> LinkSecurity:
+    """Read the keys of one board, which admits the other one alone."""
+    own, peer = BOARDS if first else BOARDS[::-1]
+    base = Path(folder)
+    return LinkSecurity.load(base / f'{own}.key_secret', peer_key_file=base / f'{peer}.key')

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# `make bench NAME=latency JSON=file.json ARGS="--quick"`: one program of benchmarks/; without NAME all of them (over an
+# `make bench NAME=transport JSON=file.json ARGS="--quick"`: one program of benchmarks/; without NAME all of them (over an
 # hour: forecast and t3vae train models), and JSON is an array.
 set -euo pipefail
 # shellcheck source=scripts/env.sh

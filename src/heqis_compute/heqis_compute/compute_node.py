@@ -107,7 +107,6 @@ class ComputeNode(ManagedNode):
         self.defer(self._link.close)
         self._supervisor_heard_s = 0.0
         self._held_by_supervisor = False
-        self._told = ''
         self._ears = Ears(self, lambda _, process: process == 'supervisor')
         self.defer(self._ears.close)
         self.timer(LISTEN_PERIOD_S, self._listen)
@@ -374,13 +373,10 @@ class ComputeNode(ManagedNode):
                 self.set_counter(f'engine_{name}', value)
         for name, value in self._link.counters.items():
             self.set_counter(f'link_{name}', value)
-        self._tell(judge.foreign_text or self._link.last_error)
-
-    def _tell(self, text: str) -> None:
-        if text and text != self._told:
-            self._told = text
-            self.set_info(text)
-            self.get_logger().error(text)
+        self.tell_fault(self._link.last_error, 'link')
+        self.tell_fault(judge.foreign_text, 'frames')
+        if judge.foreign_text:
+            self.set_info(judge.foreign_text)
 
 
 def main() -> int:

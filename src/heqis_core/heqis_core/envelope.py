@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outer form of every link message: prologue, checksums, descriptor, placing of tensors.
+"""The outer form of every link message: prologue, check, descriptor, placing of tensors.
 
 What the messages mean (frames, decisions, requests) lives in `heqis_core.wire`;
 docs/wire-format.md gives every byte.
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from zlib import crc32
+from sys import getrefcount
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from heqis_core.checksum import Words, examine, is_sound, seal
 from heqis_core.errors import WireError
 from heqis_core.frame import N_STAGES
 
@@ -26,7 +27,7 @@ Required = Mapping[str, tuple[str, tuple[int | None, ...]]]
 """Tensors that must be there: dtype, and shape after the first axis (None = any length)."""
 
 MAGIC = b'HEQS'
-VERSION = 1
+VERSION = 2
 ALIGN = 64
 """Bytes: size of the prologue, and alignment of the body and of each tensor."""
 MAX_DESCRIPTOR = 1 << 24
@@ -34,11 +35,12 @@ MAX_BODY = 1 << 30
 MAX_TENSORS = 64
 MAX_RANK = 8
 
-_PROLOGUE = struct.Struct('<4sI16sQQqI4xQ')
+_PROLOGUE = struct.Struct('<4s4x16sQQqI')
 _HEAD = struct.Struct('<BBHIII')
-_CRC = struct.Struct('<I')
-_CRC_AT, _CRC_OF, _CRC_END = 4, 8, 16384
-_WORD = np.dtype('<u8')
+_HEAD_AT = 8
+_FIELDS = struct.Struct('<QQqI')
+_FIELDS_AT = 24
+_WORD = np.dtype('<u4')
 _STAMP = np.dtype('<i8')
 _KINDS = {'i': 0, 'u': 1, 'f': 2, 'b': 6}
 _DTYPES: dict[tuple[int, int], np.dtype[np.generic]] = {
@@ -171,123 +173,199 @@ class Draft:
         self.kind = kind
         self.body = ALIGN + padded(len(descriptor))
         self.buffer = bytearray(self.body + body_length)
+        self.buffer[: len(MAGIC)] = MAGIC
+        _HEAD.pack_into(
+            self.buffer, _HEAD_AT, VERSION, kind, 0, len(descriptor), body_length, n_stamps
+        )
         self.buffer[ALIGN : ALIGN + len(descriptor)] = descriptor
         self.view = memoryview(self.buffer).toreadonly()
-        self._tensors: list[Array] = []
-        self._head = _HEAD.pack(VERSION, kind, 0, len(descriptor), body_length, n_stamps)
-        self._stamps: npt.NDArray[np.int64] = np.ndarray(
+        self.stamps: npt.NDArray[np.int64] = np.ndarray(
             (n_stamps,), _STAMP, self.buffer, self.body
         )
+        self._words: npt.NDArray[np.uint32] = np.frombuffer(self.buffer, _WORD)
 
-    def map(self, tensors: Sequence[Tensor]) -> Draft:
-        """Make a writable view of each tensor."""
-        self._tensors = [
-            np.ndarray(t.shape, t.dtype, self.buffer, self.body + t.offset) for t in tensors
-        ]
-        return self
-
-    def fill(self, tensors: Mapping[str, Array], stamps: npt.NDArray[np.int64]) -> None:
-        """Copy the values in, in the order of `map`."""
-        for target, source in zip(self._tensors, tensors.values(), strict=True):
-            target[...] = source
-        self._stamps[...] = stamps
+    def array(self, tensor: Tensor) -> Array:
+        """Return a writable view of where one tensor lies."""
+        return np.ndarray(tensor.shape, tensor.dtype, self.buffer, self.body + tensor.offset)
 
     def seal(self, epoch: int, seq: int, event_time_ns: int = 0, revision: int = 0) -> memoryview:
-        """Write prologue and checksums; return the message, read-only until the next `fill`."""
-        tail_sum = _tail_sum(self.view)
+        """Write prologue and check; return the message, read-only until it is written again."""
         try:
-            _PROLOGUE.pack_into(
-                self.buffer,
-                0,
-                MAGIC,
-                0,
-                self._head,
-                epoch,
-                seq,
-                event_time_ns,
-                revision,
-                tail_sum,
-            )
+            _FIELDS.pack_into(self.buffer, _FIELDS_AT, epoch, seq, event_time_ns, revision)
         except struct.error as exc:
             raise WireError(
                 f'{self.kind.name}: epoch {epoch}, seq {seq}, event_time_ns {event_time_ns} or '
                 f'revision {revision} is out of range ({exc})'
             ) from exc
-        _CRC.pack_into(self.buffer, _CRC_AT, crc32(self.view[_CRC_OF:_CRC_END]))
+        seal(self._words)
         return self.view
 
 
-@dataclass(slots=True)
-class Layout:
-    """Where all lies in messages that begin with `head` and carry the descriptor `block`."""
+class Form(NamedTuple):
+    """What the messages of one type must have: tensors, and which one of them holds codes."""
 
-    head: bytes = b''
-    size: int = 0
-    body: int = ALIGN
-    n_stamps: int = 0
-    block: bytes = b''
-    descriptor: bytes = b''
-    strings: tuple[str, ...] = ()
-    symbols: tuple[str, ...] = ()
-    plan: tuple[tuple[str, tuple[int, ...], np.dtype[np.generic], int], ...] = ()
+    required: Required
+    codes: str
+    highest: int
+
+
+class Layout:
+    """Where all lies in messages that begin like this one.
+
+    Attributes:
+        size: bytes of the message.
+        body: where its body begins.
+        n_stamps: number of stage stamps.
+        descriptor: msgpack.
+        beginning: uint32, prologue and descriptor block.
+        strings, symbols: what the descriptor says.
+        plan: name, shape, dtype and place in the message of each tensor.
+        required: names of those that this type must have, in their fixed order.
+        codes: place, number and greatest value of the codes.
+    """
+
+    __slots__ = (
+        'beginning', 'body', 'codes', 'descriptor', 'n_stamps', 'plan', 'required', 'size',
+        'strings', 'symbols',
+    )  # fmt: skip
+
+    def __init__(
+        self, size: int, body: int, n_stamps: int, beginning: bytes, descriptor_length: int
+    ) -> None:
+        """Take what the prologue says; `place` takes the rest."""
+        self.size, self.body, self.n_stamps = size, body, n_stamps
+        self.descriptor = beginning[ALIGN : ALIGN + descriptor_length]
+        self.beginning: Words = np.frombuffer(beginning, _WORD)
+        self.strings: tuple[str, ...] = ()
+        self.symbols: tuple[str, ...] = ()
+        self.plan: tuple[tuple[str, tuple[int, ...], np.dtype[np.generic], int], ...] = ()
+        self.required: tuple[str, ...] = ()
+        self.codes = (0, 0, 0)
 
     def place(
         self,
         strings: tuple[str, ...],
         symbols: tuple[str, ...],
         tensors: Sequence[Tensor],
-        required: Required,
+        form: Form,
     ) -> None:
         """Check what the descriptor says and note where the tensors lie. Raises WireError."""
         if self.n_stamps != N_STAGES:
             raise WireError(f'{self.n_stamps} stage stamps, expected {N_STAGES}')
-        check_tensors(tensors, symbols, self.size - self.body, required)
-        self.strings, self.symbols = strings, symbols
+        check_tensors(tensors, symbols, self.size - self.body, form.required)
+        self.strings, self.symbols, self.required = strings, symbols, tuple(form.required)
         self.plan = tuple((t.name, t.shape, t.dtype, self.body + t.offset) for t in tensors)
+        places = {name: at for name, _, _, at in self.plan}
+        self.codes = places[form.codes], len(symbols), form.highest
 
-    def read(self, view: memoryview) -> tuple[npt.NDArray[np.int64], dict[str, Array]]:
-        """Return a writable copy of the stamps, and read-only views of the tensors."""
-        stamps: npt.NDArray[np.int64] = np.ndarray((N_STAGES,), _STAMP, view, self.body)
-        return stamps.copy(), {
-            name: np.ndarray(shape, dtype, view, at) for name, shape, dtype, at in self.plan
-        }
+
+NO_LAYOUT = Layout(-1, ALIGN, 0, b'', 0)
+"""That of no message, not even an empty one."""
+NO_STAMPS: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+
+class Message:
+    """The bytes of one message, and the arrays over them under one layout.
+
+    Memory that messages are received into again and again keeps its `Message`: in a steady stream
+    the arrays are made once, and are there before the next message comes.
+
+    Attributes:
+        view, size: the bytes, read-only, and their number.
+        layout: what `arrange` was given; one of nothing before that.
+        tensors: by name, read-only.
+        required: those that `layout.required` names.
+        stamps: int64 (N_STAGES,); whoever takes them leaves `NO_STAMPS` behind.
+    """
+
+    __slots__ = (
+        '_arrays', '_idle', '_memory', '_words',
+        'layout', 'required', 'size', 'stamps', 'tensors', 'view',
+    )  # fmt: skip
+
+    def __init__(self, data: Buffer, memory: npt.NDArray[np.uint8] | None = None) -> None:
+        """Take a message; `memory` is the array that owns its bytes, if they are to be reused.
+
+        Raises WireError if the data are not one contiguous run of bytes.
+        """
+        self._memory, self.stamps = memory, NO_STAMPS
+        self.show(_as_bytes(data))
+
+    def get_ready(self) -> None:
+        """Make what the next message needs, before it comes."""
+        if self.stamps is NO_STAMPS:
+            self.stamps = np.empty(N_STAGES, np.int64)
+
+    def show(self, view: memoryview) -> None:
+        """Take other bytes, of which nothing is known."""
+        self.view, self.size = view, len(view)
+        self._words: Words = np.ndarray((self.size // _WORD.itemsize,), _WORD, view)
+        self._keep(NO_LAYOUT, {})
+
+    def arrange(self, layout: Layout) -> None:
+        """Make the arrays that a layout, which was checked against the size, speaks of."""
+        view = self.view
+        self._keep(
+            layout,
+            {name: np.ndarray(shape, dtype, view, at) for name, shape, dtype, at in layout.plan},
+        )
+
+    def _keep(self, layout: Layout, tensors: dict[str, Array]) -> None:
+        self.layout, self.tensors = layout, tensors
+        self.required = tuple(tensors[name] for name in layout.required)
+        self._arrays = tuple(tensors.values())
+        self._idle = self._references()
+
+    def examine(self, known: Layout) -> tuple[bool, int, int, int, int]:
+        """Take the stamps; return whether all is as `known` says, and the prologue's fields.
+
+        These are epoch, seq, event_time_ns and revision. The size must be that of `known`.
+        """
+        self.get_ready()
+        at, n, highest = known.codes
+        found: tuple[bool, int, int, int, int] = examine(
+            self._words, known.beginning, at, n, highest, self.stamps
+        )
+        return found
+
+    def is_sound(self) -> bool:
+        """Return whether the check fits; the size must be a multiple of the alignment."""
+        return is_sound(self._words)
+
+    def held(self) -> bool:
+        """Return whether somebody still has one of the arrays, or a view of one."""
+        return bool(self._arrays) and self._references() > self._idle
+
+    def _references(self) -> int:
+        # Arrays that were handed out are referred to themselves; a view of one, the memory is.
+        return sum(map(getrefcount, self._arrays), getrefcount(self._memory))
 
 
 def open_message(
-    data: Buffer, kind: MessageType, known: Layout
-) -> tuple[memoryview, Layout, int, int, int, int]:
-    """Check what holds for any message: size, magic, version, type, lengths and the checksums.
+    message: Message, kind: MessageType, known: Layout
+) -> tuple[Layout, int, int, int, int]:
+    """Check what holds for any message: size, magic, version, type, lengths and the check.
 
-    `known` is the layout of the last message of this type; it is returned itself when head and
-    descriptor are the same again, so that a steady stream costs two comparisons and two checksums.
+    `known` is the layout of the last message of this type; it is returned itself when head,
+    descriptor and codes are as it says, so that a steady stream costs one call.
 
-    Returns the message as a read-only view, its layout, epoch, seq, event_time_ns and revision.
+    Returns the layout, epoch, seq, event_time_ns and revision.
     Raises WireError that names what is wrong. Nothing is allocated but a copy of the descriptor.
     """
-    view = _as_bytes(data)
-    size = len(view)
-    if size < ALIGN:
-        raise WireError(f'truncated: {size} B, a prologue alone has {ALIGN}')
-    magic, crc, head, epoch, seq, event_time_ns, revision, tail_sum = _PROLOGUE.unpack_from(view)
+    if message.size == known.size:
+        same, epoch, seq, event_time_ns, revision = message.examine(known)
+        if same:
+            return known, epoch, seq, event_time_ns, revision
+    view = message.view
+    if message.size < ALIGN:
+        raise WireError(f'truncated: {message.size} B, a prologue alone has {ALIGN}')
+    magic, head, epoch, seq, event_time_ns, revision = _PROLOGUE.unpack_from(view)
     if magic != MAGIC:
         raise WireError(f'magic {magic!r}, expected {MAGIC!r}: not a HEQIS message')
-    if (
-        head == known.head
-        and size == known.size
-        and bytes(view[ALIGN : known.body]) == known.block
-    ):
-        layout = known
-    else:
-        layout = _read_head(view, head, kind)
-    if crc32(view[_CRC_OF:_CRC_END]) != crc or _tail_sum(view) != tail_sum:
-        raise WireError('a checksum does not match: the message was altered')
-    return view, layout, epoch, seq, event_time_ns, revision
-
-
-def _tail_sum(view: memoryview) -> int:
-    if len(view) <= _CRC_END:
-        return 0
-    return int(np.add.reduce(np.frombuffer(view[_CRC_END:], _WORD)))
+    layout = _read_head(view, head, kind)
+    if not message.is_sound():
+        raise WireError('the checksum does not match: the message was altered')
+    return layout, epoch, seq, event_time_ns, revision
 
 
 def _read_head(view: memoryview, head: bytes, kind: MessageType) -> Layout:
@@ -309,8 +387,7 @@ def _read_head(view: memoryview, head: bytes, kind: MessageType) -> Layout:
         raise WireError(
             f'{len(view)} B, but the prologue says {body + body_length}: truncated or overlong'
         )
-    block = bytes(view[ALIGN:body])
-    return Layout(head, len(view), body, n_stamps, block, block[:descriptor_length])
+    return Layout(len(view), body, n_stamps, bytes(view[:body]), descriptor_length)
 
 
 def _as_bytes(data: Buffer) -> memoryview:

@@ -10,19 +10,24 @@ changes only with the feature spec, so both sides build it once. The outer form 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from heqis_core.bars import BarStatus
+from heqis_core.checksum import compile_now
 from heqis_core.decision import Action, Decisions
 from heqis_core.envelope import (
     MAX_BODY,
+    NO_LAYOUT,
+    NO_STAMPS,
     Array,
     Buffer,
     Draft,
+    Form,
     Layout,
+    Message,
     MessageType,
     Required,
     Tensor,
@@ -51,6 +56,7 @@ _DECISION_TENSORS: Required = {
     'predicted_return': ('<f4', ()),
     'valid_until_ns': ('<i8', ()),
 }
+_DECISION_NAMES = tuple(_DECISION_TENSORS)
 
 
 class _FrameDescriptor(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -77,15 +83,16 @@ class _DecisionsDescriptor(msgspec.Struct, forbid_unknown_fields=True, frozen=Tr
 
 
 _Descriptor = _FrameDescriptor | _DecisionsDescriptor
-_STATUS_CODES, _ACTION_CODES = bytes(BarStatus), bytes(Action)
-_NOTHING = Layout()
 _encode = msgspec.msgpack.Encoder().encode
 _DESCRIPTORS: dict[MessageType, Any] = {
     MessageType.FRAME: _FrameDescriptor,
     MessageType.DECISIONS: _DecisionsDescriptor,
 }
 _DECODERS = {kind: msgspec.msgpack.Decoder(form) for kind, form in _DESCRIPTORS.items()}
-_REQUIRED = {MessageType.FRAME: _FRAME_TENSORS, MessageType.DECISIONS: _DECISION_TENSORS}
+_FORMS = {
+    MessageType.FRAME: Form(_FRAME_TENSORS, 'status', int(max(BarStatus))),
+    MessageType.DECISIONS: Form(_DECISION_TENSORS, 'action', int(max(Action))),
+}
 
 
 class _Cached:
@@ -99,18 +106,32 @@ class _Cached:
         tensors: Mapping[str, Array],
     ) -> None:
         placed, length = place(tensors)
-        check_tensors(placed, symbols, length, _REQUIRED[kind])
+        check_tensors(placed, symbols, length, _FORMS[kind].required)
         descriptor = _encode(_DESCRIPTORS[kind](*strings, symbols, placed))
-        self.draft = Draft(kind, descriptor, length, N_STAGES).map(placed)
-        self.symbols, self.strings, self.tensors = symbols, strings, _form(tensors)
+        self.draft = draft = Draft(kind, descriptor, length, N_STAGES)
+        self._symbols, self._strings, self._names = symbols, strings, tuple(tensors)
+        self._columns = [
+            (array.dtype, array.shape, draft.array(tensor))
+            for array, tensor in zip(tensors.values(), placed, strict=True)
+        ]
+        self.fill(symbols, strings, self._names, tensors.values())
 
-    def fits(
-        self, symbols: tuple[str, ...], strings: tuple[str, ...], tensors: Mapping[str, Array]
+    def fill(
+        self,
+        symbols: tuple[str, ...],
+        strings: tuple[str, ...],
+        names: tuple[str, ...],
+        arrays: Iterable[Array],
     ) -> bool:
+        """Copy the values in; return False if they have another form than the draft."""
         # In a steady stream the symbols are the same object, so that one pointer is compared.
-        return (
-            self.symbols == symbols and self.strings == strings and self.tensors == _form(tensors)
-        )
+        if self._symbols != symbols or self._strings != strings or self._names != names:
+            return False
+        for (dtype, shape, target), source in zip(self._columns, arrays, strict=True):
+            if source.dtype != dtype or source.shape != shape:
+                return False
+            target[...] = source
+        return True
 
 
 class Encoder:
@@ -120,7 +141,8 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        """Start with nothing cached."""
+        """Start with nothing cached, and everything compiled."""
+        compile_now()
         self._frame: _Cached | None = None
         self._decisions: _Cached | None = None
 
@@ -128,21 +150,32 @@ class Encoder:
         """Encode a frame; raise WireError that names the tensor or field that does not fit."""
         symbols, tensors, strings = frame.symbols, frame.tensors, (frame.stream, frame.features_id)
         cached = self._frame
-        if cached is None or not cached.fits(symbols, strings, tensors):
+        if cached is None or not cached.fill(symbols, strings, tuple(tensors), tensors.values()):
             cached = self._frame = _Cached(MessageType.FRAME, symbols, strings, tensors)
-        cached.draft.fill(tensors, frame.stamps)
-        return cached.draft.seal(frame.epoch, frame.seq, frame.event_time_ns, frame.revision)
+        draft = cached.draft
+        draft.stamps[...] = frame.stamps
+        return draft.seal(frame.epoch, frame.seq, frame.event_time_ns, frame.revision)
 
     def decisions(self, decisions: Decisions) -> memoryview:
         """Encode decisions; raise WireError that names the column or field that does not fit."""
         symbols = decisions.symbols
         strings = decisions.stream, decisions.bundle_id, decisions.generator
-        tensors: dict[str, Array] = {name: getattr(decisions, name) for name in _DECISION_TENSORS}
+        columns = (
+            decisions.action,
+            decisions.reasons,
+            decisions.score,
+            decisions.target_position,
+            decisions.probabilities,
+            decisions.predicted_return,
+            decisions.valid_until_ns,
+        )
         cached = self._decisions
-        if cached is None or not cached.fits(symbols, strings, tensors):
+        if cached is None or not cached.fill(symbols, strings, _DECISION_NAMES, columns):
+            tensors: dict[str, Array] = dict(zip(_DECISION_NAMES, columns, strict=True))
             cached = self._decisions = _Cached(MessageType.DECISIONS, symbols, strings, tensors)
-        cached.draft.fill(tensors, decisions.stamps)
-        return cached.draft.seal(
+        draft = cached.draft
+        draft.stamps[...] = decisions.stamps
+        return draft.seal(
             decisions.epoch, decisions.seq, decisions.event_time_ns, decisions.revision
         )
 
@@ -155,53 +188,50 @@ class Decoder:
     """
 
     def __init__(self) -> None:
-        """Start with nothing cached."""
-        self._frame = self._decisions = _NOTHING
+        """Start with nothing cached, and everything compiled."""
+        compile_now()
+        self._frame = self._decisions = NO_LAYOUT
 
-    def frame(self, data: Buffer) -> FeatureFrame:
+    def frame(self, data: Buffer | Message) -> FeatureFrame:
         """Decode a FRAME message."""
-        view, layout, epoch, seq, event_time_ns, revision = open_message(
-            data, MessageType.FRAME, self._frame
+        message = data if isinstance(data, Message) else Message(data)
+        layout, epoch, seq, event_time_ns, revision = open_message(
+            message, MessageType.FRAME, self._frame
         )
-        if layout is not self._frame:
-            self._frame = _parse(layout, MessageType.FRAME)
-        stamps, tensors = layout.read(view)
-        _check_codes('status', tensors['status'], _STATUS_CODES)
+        if layout is not message.layout:
+            self._frame = _arrange(message, layout, MessageType.FRAME, self._frame)
+        stamps, message.stamps = message.stamps, NO_STAMPS
         stream, features_id = layout.strings
         return FeatureFrame(
-            stream,
-            epoch,
-            seq,
-            event_time_ns,
-            revision,
-            features_id,
-            layout.symbols,
-            tensors,
-            stamps,
-        )
+            stream, epoch, seq, event_time_ns, revision, features_id, layout.symbols,
+            message.tensors.copy(), stamps,
+        )  # fmt: skip
 
-    def decisions(self, data: Buffer) -> Decisions:
+    def decisions(self, data: Buffer | Message) -> Decisions:
         """Decode a DECISIONS message."""
-        view, layout, epoch, seq, event_time_ns, revision = open_message(
-            data, MessageType.DECISIONS, self._decisions
+        message = data if isinstance(data, Message) else Message(data)
+        layout, epoch, seq, event_time_ns, revision = open_message(
+            message, MessageType.DECISIONS, self._decisions
         )
-        if layout is not self._decisions:
-            self._decisions = _parse(layout, MessageType.DECISIONS)
-        stamps, tensors = layout.read(view)
-        _check_codes('action', tensors['action'], _ACTION_CODES)
-        columns: dict[str, Any] = {name: tensors[name] for name in _DECISION_TENSORS}
+        if layout is not message.layout:
+            self._decisions = _arrange(message, layout, MessageType.DECISIONS, self._decisions)
+        columns: tuple[Any, ...] = message.required
+        action, reasons, score, target, probabilities, predicted, valid_until_ns = columns
+        stamps, message.stamps = message.stamps, NO_STAMPS
         stream, bundle_id, generator = layout.strings
         return Decisions(
             stream, epoch, seq, event_time_ns, revision, bundle_id, generator, layout.symbols,
-            **columns, stamps=stamps,
+            action, reasons, score, target, probabilities, predicted, valid_until_ns,
+            stamps,
         )  # fmt: skip
 
     def reply(self, data: Buffer) -> tuple[MissedReply, int]:
         """Decode a MISSED_REPLY message; return the reply and the id of its request."""
-        view, layout, epoch, request_id, _, _ = open_message(
-            data, MessageType.MISSED_REPLY, _NOTHING
+        message = Message(data)
+        layout, epoch, request_id, _, _ = open_message(
+            message, MessageType.MISSED_REPLY, NO_LAYOUT
         )
-        body = view[layout.body :]
+        body = message.view[layout.body :]
         oldest, next_seq, first_open, n = _unpack(_REPLY, body)
         lengths = _unpack(struct.Struct(f'<{n}Q'), body[_REPLY.size :]) if n <= len(body) else ()
         start, frames = padded(_REPLY.size + 8 * n), []
@@ -251,10 +281,9 @@ def encode_request(request: MissedRequest, request_id: int) -> bytes:
 
 def decode_request(data: Buffer) -> tuple[MissedRequest, int]:
     """Decode a request for missed frames and its id. Raises WireError."""
-    view, layout, epoch, request_id, _, _ = open_message(
-        data, MessageType.MISSED_REQUEST, _NOTHING
-    )
-    first, last = _unpack(_REQUEST, view[layout.body :])
+    message = Message(data)
+    layout, epoch, request_id, _, _ = open_message(message, MessageType.MISSED_REQUEST, NO_LAYOUT)
+    first, last = _unpack(_REQUEST, message.view[layout.body :])
     return MissedRequest(epoch, first, last), request_id
 
 
@@ -287,10 +316,6 @@ def encode_reply(reply: MissedReply, request_id: int, max_bytes: int = MAX_BODY 
     )
 
 
-def _form(tensors: Mapping[str, Array]) -> list[object]:
-    return [(name, array.dtype, array.shape) for name, array in tensors.items()]
-
-
 def _pack(kind: MessageType, epoch: int, request_id: int, parts: list[bytes]) -> bytes:
     draft = Draft(kind, b'', sum(map(len, parts)), 0)
     start = draft.body
@@ -306,16 +331,20 @@ def _unpack(form: struct.Struct, data: memoryview) -> tuple[int, ...]:
     return form.unpack_from(data)
 
 
-def _parse(layout: Layout, kind: MessageType) -> Layout:
+def _arrange(message: Message, layout: Layout, kind: MessageType, known: Layout) -> Layout:
+    """Make the arrays, and before that parse the descriptor unless it is known."""
+    if layout is known:
+        message.arrange(layout)
+        return layout
+    form = _FORMS[kind]
     try:
         descriptor: _Descriptor = _DECODERS[kind].decode(layout.descriptor)
     except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
         raise WireError(f'{kind.name} descriptor: {exc}') from exc
-    layout.place(descriptor.strings, descriptor.symbols, descriptor.tensors, _REQUIRED[kind])
+    layout.place(descriptor.strings, descriptor.symbols, descriptor.tensors, form)
+    message.arrange(layout)
+    sound, *_ = message.examine(layout)
+    if not sound:
+        highest = message.tensors[form.codes].max()
+        raise WireError(f'{form.codes}: code {highest} is unknown, the highest is {form.highest}')
     return layout
-
-
-def _check_codes(name: str, codes: Array, known: bytes) -> None:
-    unknown = codes.tobytes().translate(None, known)
-    if unknown:
-        raise WireError(f'{name}: code {unknown[0]} is unknown, the highest is {known[-1]}')

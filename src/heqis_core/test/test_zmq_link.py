@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -252,9 +254,9 @@ def test_malformed_frames_are_counted_told_once_and_never_raised(ends: Ends) -> 
     assert [None if frame is None else frame.seq for frame in got] == [None, None, None, None, 3]
     assert compute.counters['bad'] == 4
     assert compute.counters['received'] == 5
-    assert len(told) == 1
-    assert told[0].startswith('frames: malformed message: truncated')
-    assert 'expected 1 (FRAME)' in compute.last_error
+    malformed = [text for text in told if 'malformed' in text]
+    assert len(malformed) == 1
+    assert malformed[0].startswith('frames: malformed message: truncated')
 
 
 def test_malformed_messages_do_not_stretch_the_time_out(ends: Ends) -> None:
@@ -461,13 +463,14 @@ def test_unknown_key_is_refused_counted_and_told_to_its_owner(
     compute = ends.compute(security=keys['compute'])
     stranger = ends.gateway(security=keys['stranger gateway'], on_error=told.append)
     wait_until(lambda: not stranger.send(make_frame(), 50) and compute.counters['refused'] > 0, 5)
-    wait_until(lambda: not stranger.send(make_frame(), 50) and bool(told), 5)
-    assert compute.recv(100) is None
-    assert stranger.counters['sent'] == 0
-    assert told == [
+    refusal = (
         f'frames: {ends.endpoints[0]}: the peer refused our key: '
         'add our public key to its allow-list'
-    ]
+    )
+    wait_until(lambda: not stranger.send(make_frame(), 50) and refusal in told, 5)
+    assert compute.recv(100) is None
+    assert stranger.counters['sent'] == 0
+    assert told.count(refusal) == 1
 
 
 def test_unknown_compute_board_gets_no_frames_and_sends_no_decisions(
@@ -489,8 +492,13 @@ def test_peer_without_any_key_is_refused(ends: Ends, keys: dict[str, LinkSecurit
     told: list[str] = []
     compute = ends.compute(security=keys['compute'])
     plain = ends.gateway(on_error=told.append)
-    wait_until(lambda: not plain.send(make_frame(), 50) and bool(told), 5)
-    assert 'only one side uses CURVE keys' in told[0]
+    wait_until(
+        lambda: (
+            not plain.send(make_frame(), 50)
+            and any('only one side uses CURVE keys' in text for text in told)
+        ),
+        5,
+    )
     assert compute.recv(100) is None
 
 
@@ -526,3 +534,44 @@ def test_large_frame_grows_the_buffers_and_is_had_again(ends: Ends, serve: Servi
     reply = compute.request(7, 0, 0, 5000)
     assert reply is not None
     assert [frame.seq for frame in reply.frames] == [0]
+
+
+STALLED = """
+import sys, time
+from heqis_core.io.zmq_channel import HEARTBEAT_MS
+from heqis_core.io.zmq_link import ComputeLink, GatewayLink
+from heqis_core.testing import free_port
+from heqis_core.testing_link import make_frame
+from heqis_core.testing_proxy import FaultProxy
+
+endpoints = [f'tcp://127.0.0.1:{free_port()}' for _ in range(3)]
+compute, proxy = ComputeLink(*endpoints, hwm=2), FaultProxy(endpoints[0])
+gateway = GatewayLink(proxy.endpoint, *endpoints[1:], hwm=2)
+frame = make_frame(0, 5000, 64)
+while not gateway.send(frame, 1000):
+    pass
+while gateway.send(frame, 200):
+    frame.seq += 1
+proxy.reset()
+time.sleep(3 * HEARTBEAT_MS / 1000)  # nothing is to be seen meanwhile: nobody reads
+got = 0
+while compute.recv(200) is not None:
+    got += 1
+while not gateway.send(frame, 1000) or compute.recv(1000) is None:
+    frame.seq += 1
+print(got, compute.counters['disconnects'])
+gateway.close()
+compute.close()
+proxy.close()
+"""
+
+
+def test_connection_that_ends_while_its_frames_wait_unread_does_not_end_the_process() -> None:
+    # In a process of its own, because what went wrong here was an abort within libzmq.
+    done = subprocess.run(
+        [sys.executable, '-c', STALLED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    got, disconnects = map(int, done.stdout.split())
+    assert got > 0
+    assert disconnects > 0

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from heqis_core.errors import LinkError
-from heqis_core.io.zmq_security import LinkSecurity, check_endpoints, is_local, write_keys
+from heqis_core.io.zmq_security import (
+    AdmittedKeys,
+    LinkSecurity,
+    check_endpoints,
+    is_local,
+    write_keys,
+)
 
 
 @pytest.fixture
@@ -55,6 +61,39 @@ def test_allow_folder_admits_every_key_in_it_and_no_secret_is_needed_there(
     security = LinkSecurity.load(keys['gateway'][1], allow_folder=folder)
     assert len(security.allowed) == 2
     assert security.server_key is None
+
+
+def test_admitted_keys_follow_the_files_and_one_that_is_no_key_file_admits_nobody(
+    keys: dict, tmp_path: Path
+) -> None:
+    folder = tmp_path / 'allowed'
+    folder.mkdir()
+    peer, other = keys['compute'][0], keys['gateway'][0]
+    admitted = AdmittedKeys(peer, folder)
+    (peer_key,) = admitted
+    copy = folder / 'other.key'
+    copy.write_bytes(other.read_bytes())
+    (other_key,) = set(admitted) - {peer_key}
+    assert other_key in admitted
+    copy.write_text('no key file')
+    assert set(admitted) == {peer_key}
+    copy.write_bytes(other.read_bytes())
+    assert len(admitted) == 2
+    copy.unlink()
+    peer.unlink()
+    assert set(admitted) == set()
+    folder.rmdir()
+    assert peer_key not in admitted
+
+
+def test_broken_key_file_in_the_folder_is_named_at_the_start(keys: dict, tmp_path: Path) -> None:
+    folder = tmp_path / 'allowed'
+    folder.mkdir()
+    (folder / 'bad.key').write_text('no key file')
+    with pytest.raises(LinkError, match=r'bad\.key: cannot be read as a CURVE key file'):
+        LinkSecurity.load(
+            keys['gateway'][1], peer_key_file=keys['compute'][0], allow_folder=folder
+        )
 
 
 @pytest.mark.parametrize(

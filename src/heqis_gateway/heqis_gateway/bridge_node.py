@@ -52,7 +52,6 @@ class BridgeNode(ManagedNode):
             else f'frames to {params.frames_endpoint}'
         )
         self.set_info(self._where)
-        self._told: dict[str, str] = {}
         self._away: frozenset[str] = frozenset()
         self.timer(COUNTERS_PERIOD_S, self._report)
         for name in self._links.names:
@@ -123,9 +122,7 @@ class BridgeNode(ManagedNode):
         for name, value in self._links.counters().items():
             self.set_counter(name, value)
         for board, text in self._links.faults().items():
-            if self._told.get(board) != text:
-                self._told[board] = text
-                self.get_logger().warning(text)
+            self.tell_fault(text, board)
         self._tell_away(self._links.away)
 
     def _tell_away(self, away: frozenset[str]) -> None:

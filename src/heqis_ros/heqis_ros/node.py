@@ -22,6 +22,7 @@ would crash the process. Only its restart helps then.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -34,6 +35,9 @@ from heqis_msgs.msg import NodeStatus
 from heqis_ros import vitals
 from heqis_ros.params import ParamTable
 from heqis_ros.ports import GatedNode, RCLError, one_line
+
+FAULT_PERIOD_S = 10.0
+"""Least time between two faults that `tell_fault` logs of one thing."""
 
 SPIN_PERIOD_S = 0.2
 """Period of the timer that advances `spin_count` while the node's executor runs."""
@@ -63,6 +67,7 @@ class ManagedNode(GatedNode):
         """Values of the parameters while configured, else None."""
         self.param_problems = self.PARAMS.declare(self)
         """What was given to the node and cannot be used, by name: configure refuses."""
+        self._faults: dict[str, tuple[str, float]] = {}
         self._full_name = self.get_fully_qualified_name()
         # Outside the gates and as old as the node: the proof that its executor runs.
         self._spin_timer = self.create_timer(SPIN_PERIOD_S, self._spun)
@@ -107,6 +112,20 @@ class ManagedNode(GatedNode):
     def set_info(self, text: str) -> None:
         """Say one short line for people; a failure hides it until the node is ACTIVE again."""
         self.vitals.info = str(text)
+
+    def tell_fault(self, text: str, about: str = '') -> None:
+        """Log the state of something, told again and again: a fault, or empty for none.
+
+        A fault is logged once, another one when it comes, but at most one in `FAULT_PERIOD_S`:
+        the address of a stranger changes all the time. `about` tells several things apart.
+        """
+        said, at_s = self._faults.get(about, ('', float('-inf')))
+        now_s = time.monotonic()
+        if text == said or (text and now_s - at_s < FAULT_PERIOD_S):
+            return
+        self._faults[about] = (text, now_s if text else at_s)
+        if text:
+            self.get_logger().warning(text)
 
     @property
     def state(self) -> int:

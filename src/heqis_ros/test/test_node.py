@@ -164,3 +164,22 @@ def test_spin_count_advances_in_every_state(graph, probe):
     probe.bring_up()
     seen = probe.status().spin_count
     graph.spin_until(lambda: probe.status().spin_count > seen)
+
+
+def test_a_fault_is_logged_once_and_what_changes_all_the_time_now_and_then(
+    probe, monkeypatch, capfd
+):
+    """Told ten times a second, a link that fails must neither be silent nor fill the log."""
+    now_s = [100.0]
+    monkeypatch.setattr('heqis_ros.node.time.monotonic', lambda: now_s[0])
+    for number in range(300):
+        probe.tell_fault('no peer')
+        probe.tell_fault(f'a stranger at port {number // 10}', 'keys')
+        now_s[0] += 0.1
+    probe.tell_fault('')
+    now_s[0] += 20
+    probe.tell_fault('no peer')
+    log = capfd.readouterr().err
+    assert log.count('no peer') == 2
+    assert 3 <= log.count('a stranger at port') <= 4
+    assert 'a stranger at port 0' in log

@@ -189,6 +189,7 @@ class AgentNode(ManagedNode):
     def _report(self) -> None:
         for name, value in self._link.counters.items():
             self.set_counter(name, value)
+        self.tell_fault(self._link.last_error)
 
     # --- the executor's thread ---
 

@@ -140,6 +140,7 @@ class SupervisorNode(ManagedNode):
             self.set_counter(f'restarts.{key}', mind.restarts)
         for name, value in self._link.counters.items():
             self.set_counter(name, value)
+        self.tell_fault(self._link.last_error)
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         whole = Health('graph', self.board, level, text, {'hold': str(state.hold).lower()})

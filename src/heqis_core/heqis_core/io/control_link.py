@@ -4,7 +4,7 @@
 Nothing here waits longer than it is told, and nothing is kept for a peer that is not there: a
 command or a heartbeat is only worth something now. Queues hold at most `HWM` messages a peer; what
 does not fit is dropped and counted. A connection that died without a word (half-open) is noticed
-by ZeroMQ's own heartbeats within some 3 s and made again. What is said: `heqis_core.control`.
+by ZeroMQ's own heartbeats within 1.6 s and made again. What is said: `heqis_core.control`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _End:
         self, kind: int, endpoint: str, bind: bool, security: LinkSecurity | None
     ) -> None:
         check_endpoints([endpoint], security)
-        self.counters = {'sent': 0, 'received': 0, 'dropped': 0, 'bad': 0}
+        self.counters = {'sent': 0, 'received': 0, 'dropped': 0, 'bad': 0, 'refused': 0}
         self.last_error = ''
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._allow = AllowList(self._context, security.allowed) if security else None
@@ -85,7 +85,18 @@ class _End:
             found.append(parts)
             parts = self._channel.recv_parts(0) if len(found) < _BURST else None
         self.counters['received'] += len(found)
+        self._look()
         return found
+
+    def _look(self) -> None:
+        """Take in who was refused and which connections have ended."""
+        for _, text in self._channel.peer_news():
+            self.last_error = f'control: {text}'
+        if self._allow is not None:
+            for text in self._allow.news():
+                self.last_error = f'control: {text}'
+            self.counters['refused'] = self._allow.refused
+        self.counters.update(self._channel.peers.counters)
 
     def _bad(self, error: WireError) -> None:
         self.counters['bad'] += 1

@@ -31,6 +31,7 @@ _KINDS = {'sub': zmq.SUB, 'pull': zmq.PULL}
 _COUNTS = (
     *('messages', 'bad_msgpack', 'bad_fields', 'bad_version', 'bad_parts', 'other_kind'),
     *('lost_messages', 'repeated_messages', 'producer_restarts', 'rows'),
+    *('refused', 'handshakes_failed', 'disconnects'),
 )
 _REFUSED = ('unknown_symbols', 'bad_times')
 OnError = Callable[[str], None]
@@ -145,6 +146,7 @@ class FeedSocket:
         if channel is None:
             return None
         parts = channel.recv_parts(max(0, math.ceil(timeout_s * 1000)))
+        self._look(channel)
         if parts is None:
             return None
         self.counters['messages'] += 1
@@ -157,6 +159,17 @@ class FeedSocket:
             self.tell(error.counter, str(error))
             return None
         return message if self._is_new(message) else None
+
+    def _look(self, channel: Channel) -> None:
+        """Take in who was refused and which connections have ended."""
+        for kind, text in channel.peer_news():
+            self.tell(kind, text)
+        self.counters.update(channel.peers.counters)
+        allow = self._allow
+        if allow is not None:
+            for text in allow.news():
+                self.tell('refused', text)
+            self.counters['refused'] = allow.refused
 
     def rows(self, found: Sequence[_Row]) -> list[_Row]:
         """Return the rows that have a known symbol and a possible time."""

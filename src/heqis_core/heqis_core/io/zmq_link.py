@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 import zmq
 
@@ -28,13 +27,14 @@ from heqis_core import wire
 from heqis_core.decision import Decisions
 from heqis_core.envelope import MAX_BODY
 from heqis_core.errors import LinkError, WireError
-from heqis_core.frame import FeatureFrame, Stage, stamp
-from heqis_core.io.zmq_channel import Channel, Inbox
+from heqis_core.frame import FeatureFrame, Stage
+from heqis_core.io.zmq_channel import Channel
+from heqis_core.io.zmq_inbox import Inbox
 from heqis_core.io.zmq_security import AllowList, LinkSecurity, check_endpoints
 from heqis_core.link import MissedReply, MissedRequest
 
-T = TypeVar('T')
 OnError = Callable[[str], None]
+_SENT, _RECEIVED = int(Stage.SENT), int(Stage.RECEIVED)
 _REQUEST_BYTES = 4096
 _REPLY_BYTES = 1 << 26
 _REPLY_TIMEOUT_MS = 1000
@@ -60,6 +60,7 @@ class _End:
     @property
     def counters(self) -> dict[str, int]:
         """Return a snapshot of the counters; docs/wire-format.md says what each one means."""
+        self._look()
         total: dict[str, int] = {'refused': self._allow.refused if self._allow is not None else 0}
         for counts in self._counts:
             for name, value in counts.items():
@@ -69,6 +70,7 @@ class _End:
     @property
     def last_error(self) -> str:
         """Return the most recent fault as one line; empty if there was none."""
+        self._look()
         return self._last_error
 
     @property
@@ -103,6 +105,7 @@ class _End:
             self.close()
             raise
         self._channels.append(channel)
+        self._counts.append(channel.peers.counters)
         return channel
 
     def _count(self, *names: str) -> dict[str, int]:
@@ -110,28 +113,16 @@ class _End:
         self._counts.append(counts)
         return counts
 
-    def _receive(
-        self,
-        channel: Channel,
-        inbox: Inbox,
-        counts: dict[str, int],
-        decode: Callable[[memoryview], T],
-        timeout_ms: int,
-    ) -> T | None:
-        view = inbox.recv(channel, timeout_ms)
-        if view is None:
-            if channel.error:
-                self._fault('receive', channel.error)
-                channel.error = ''
-            return None
-        counts['received'] += 1
-        counts['received_bytes'] += len(view)
-        try:
-            return decode(view)
-        except WireError as exc:
-            counts['bad'] += 1
-            self._fault(f'bad {channel.name}', f'{channel.name}: malformed message: {exc}')
-            return None
+    def _nothing(self, channel: Channel) -> None:
+        """Say why a receive came back empty-handed, if there was a fault."""
+        self._look()
+        if channel.error:
+            self._fault('receive', channel.error)
+            channel.error = ''
+
+    def _bad(self, channel: Channel, counts: dict[str, int], exc: WireError) -> None:
+        counts['bad'] += 1
+        self._fault(f'bad {channel.name}', f'{channel.name}: malformed message: {exc}')
 
     def _send(
         self, channel: Channel, counts: dict[str, int], message: memoryview, timeout_ms: int
@@ -145,13 +136,24 @@ class _End:
         return False
 
     def _unsent(self, channel: Channel) -> None:
+        self._look()
         reason = channel.peer_fault()
         if reason:
-            self._fault('handshake', f'{channel.name}: {channel.endpoint}: {reason}')
+            self._last_error = f'{channel.name}: {channel.endpoint}: {reason}'
         else:
             self._last_error = (
                 f'{channel.name}: no peer at {channel.endpoint} took a message in time'
             )
+
+    def _look(self) -> None:
+        """Say what monitors and allow-list have seen since the last look."""
+        for channel in self._channels:
+            for kind, text in channel.peer_news():
+                where = f'{channel.name}: {channel.endpoint}'
+                self._fault(f'{kind} {channel.name}', f'{where}: {text}')
+        allow = self._allow
+        for text in allow.news() if allow is not None else ():
+            self._fault('allow-list', text)
 
     def _fault(self, kind: str, text: str) -> None:
         self._last_error = text
@@ -190,7 +192,7 @@ class GatewayLink(_End):
         self._inbox = Inbox(slots, slot_bytes)
         self._encoder, self._decoder = wire.Encoder(), wire.Decoder()
         self._out = self._count('sent', 'sent_bytes', 'send_timeouts')
-        self._in = self._count('received', 'received_bytes', 'bad')
+        self._in = self._count('bad')
         self._served = self._count('requests', 'replies_lost', 'bad')
         self._counts.append(self._inbox.counters)
 
@@ -200,16 +202,22 @@ class GatewayLink(_End):
         Raises WireError that names the tensor or field if the frame does not fit the wire format.
         """
         with self._frames.lock:
-            stamp(frame.stamps, Stage.SENT)
+            frame.stamps[_SENT] = time.time_ns()
             message = self._encoder.frame(frame)
             return self._send(self._frames, self._out, message, timeout_ms)
 
     def recv_decisions(self, timeout_ms: int) -> Decisions | None:
         """Return the next decisions, or None if none came in time or they were malformed."""
         with self._decisions.lock:
-            return self._receive(
-                self._decisions, self._inbox, self._in, self._decoder.decisions, timeout_ms
-            )
+            message = self._inbox.recv(self._decisions, timeout_ms)
+            if message is None:
+                self._nothing(self._decisions)
+                return None
+            try:
+                return self._decoder.decisions(message)
+            except WireError as exc:
+                self._bad(self._decisions, self._in, exc)
+                return None
 
     def serve(
         self, handler: Callable[[MissedRequest], MissedReply], timeout_ms: int = 100
@@ -228,8 +236,7 @@ class GatewayLink(_End):
                     raise WireError(f'{len(parts)} parts, expected an identity and one message')
                 request, request_id = wire.decode_request(parts[-1])
             except WireError as exc:
-                self._served['bad'] += 1
-                self._fault('bad request', f'requests: malformed message: {exc}')
+                self._bad(self._requests, self._served, exc)
                 return False
             self._served['requests'] += 1
             reply = wire.encode_reply(handler(request), request_id, _REPLY_BYTES)
@@ -274,7 +281,7 @@ class ComputeLink(_End):
         self._expected: int | None = None
         self._request_id = 0
         self._out = self._count('sent', 'sent_bytes', 'send_timeouts')
-        self._in = self._count('received', 'received_bytes', 'bad', 'missing', 'repeated')
+        self._in = self._count('bad', 'missing', 'repeated')
         self._asked = self._count('requests', 'request_timeouts', 'late_replies', 'bad')
         self._counts.append(self._inbox.counters)
 
@@ -284,11 +291,19 @@ class ComputeLink(_End):
         RECEIVED is stamped. Its tensors are read-only views, good for as long as they are held.
         """
         with self._frames.lock:
-            frame = self._receive(
-                self._frames, self._inbox, self._in, self._decoder.frame, timeout_ms
-            )
-            if frame is not None:
-                stamp(frame.stamps, Stage.RECEIVED)
+            message = self._inbox.recv(self._frames, timeout_ms)
+            if message is None:
+                self._nothing(self._frames)
+                return None
+            try:
+                frame = self._decoder.frame(message)
+            except WireError as exc:
+                self._bad(self._frames, self._in, exc)
+                return None
+            frame.stamps[_RECEIVED] = time.time_ns()
+            if frame.seq == self._expected:
+                self._expected = frame.seq + 1
+            else:
                 self._follow(frame.seq)
             return frame
 
@@ -345,8 +360,7 @@ class ComputeLink(_End):
             try:
                 reply, request_id = self._reply_decoder.reply(parts[-1])
             except WireError as exc:
-                self._asked['bad'] += 1
-                self._fault('bad reply', f'requests: malformed message: {exc}')
+                self._bad(self._requests, self._asked, exc)
                 continue
             if request_id == self._request_id:
                 return reply

@@ -3,24 +3,28 @@
 
 Loopback (and ipc, inproc) endpoints work without keys; everything else is refused without them. A
 server admits exactly the public keys of its allow-list: CURVE alone would admit anyone who holds
-the server's public key.
+the server's public key. docs/security.md lists what is refused and where that is reported.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from heqis_core.errors import LinkError
 from heqis_core.hosts import is_loopback
 
 ZAP_DOMAIN = 'heqis'
+_ZAP_ENDPOINT = 'inproc://zeromq.zap.01'  # where libzmq looks for whoever answers for a context
 _HEADER = '# HEQIS link key of {}: {}\nmetadata\ncurve\n'
 
 
@@ -31,13 +35,14 @@ class LinkSecurity:
     Attributes:
         public_key, secret_key: this board's key pair, Z85 text of 40 bytes.
         server_key: public key of the board whose sockets this one connects to; None if it connects
-        nowhere. allowed: public keys that may connect to this board's sockets.
+        nowhere. allowed: public keys that may connect to this board's sockets; as `load` makes
+        it, it follows the files.
     """
 
     public_key: bytes
     secret_key: bytes
     server_key: bytes | None
-    allowed: frozenset[bytes]
+    allowed: Set[bytes]
 
     def __repr__(self) -> str:
         """Show everything but the secret key."""
@@ -56,7 +61,8 @@ class LinkSecurity:
 
         `secret_key_file` must be readable by its owner alone (0600). `peer_key_file` holds the
         public key of the board to connect to, which is admitted too; `allow_folder` holds `*.key`
-        files of further boards to admit. Raises LinkError that names the file and what to do.
+        files of further boards to admit. A file that is taken away later is no longer admitted, at
+        the next handshake. Raises LinkError that names the file and what to do.
         """
         secret_path = Path(secret_key_file)
         public, secret = _read(secret_path)
@@ -70,14 +76,56 @@ class LinkSecurity:
                 f'{secret_path}: mode {mode:04o} lets others read it; run: chmod 600 {secret_path}'
             )
         server = _read(Path(peer_key_file))[0] if peer_key_file is not None else None
-        allowed = set(_read_folder(Path(allow_folder))) if allow_folder is not None else set()
-        if server is not None:
-            allowed.add(server)
+        if allow_folder is not None and not Path(allow_folder).is_dir():
+            raise LinkError(
+                f'{allow_folder}: not a folder; it should hold the .key files of the boards to '
+                'admit'
+            )
+        for path in _key_files(None, allow_folder):
+            _read(path)
+        allowed = AdmittedKeys(peer_key_file, allow_folder)
         if not allowed:
             raise LinkError(
                 f'{secret_path}: no peer is admitted; give peer_key_file or allow_folder'
             )
-        return cls(public, secret, server, frozenset(allowed))
+        return cls(public, secret, server, allowed)
+
+
+class AdmittedKeys(Set[bytes]):
+    """The public keys in a peer's key file and in a folder, as the files are now.
+
+    A file that cannot be read admits nobody. The files are read again only when one has changed.
+    """
+
+    def __init__(self, peer_key_file: str | Path | None, allow_folder: str | Path | None) -> None:
+        """Name the files; both may be None."""
+        self._peer_key_file, self._allow_folder = peer_key_file, allow_folder
+        self._seen: list[tuple[Path, tuple[int, ...]]] | None = None
+        self._keys: frozenset[bytes] = frozenset()
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether a key (Z85, 40 bytes) is admitted now."""
+        return key in self._now()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Go through the keys."""
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        return len(self._now())
+
+    def _now(self) -> frozenset[bytes]:
+        seen = [
+            (path, _identity(path)) for path in _key_files(self._peer_key_file, self._allow_folder)
+        ]
+        if seen != self._seen:
+            keys = set()
+            for path, _ in seen:
+                with contextlib.suppress(LinkError):
+                    keys.add(_read(path)[0])
+            self._seen, self._keys = seen, frozenset(keys)
+        return self._keys
 
 
 def optional_security(
@@ -164,6 +212,8 @@ def secure_server(socket: zmq.Socket[bytes], security: LinkSecurity) -> None:
     socket.curve_secretkey = security.secret_key
     socket.curve_server = True
     socket.zap_domain = ZAP_DOMAIN.encode()
+    # Without this, libzmq lets everyone in when nobody answers for the context.
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
 def secure_client(socket: zmq.Socket[bytes], security: LinkSecurity) -> None:
@@ -176,29 +226,74 @@ def secure_client(socket: zmq.Socket[bytes], security: LinkSecurity) -> None:
 
 
 class AllowList:
-    """Answers for one ZeroMQ context, in a thread of its own, which public keys may connect."""
+    """Answers for one ZeroMQ context, in a thread of its own, which public keys may connect.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: frozenset[bytes]) -> None:
+    It is the context's ZAP handler (RFC 27, https://rfc.zeromq.org/spec/27). If it ends, nobody is
+    let in any more.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: Set[bytes]) -> None:
         """Start admitting `allowed`; must come before the first socket of the context binds."""
-        from zmq.auth.thread import (
-            ThreadAuthenticator,
-        )  # imports asyncio: only where keys are used
-
         self.refused = 0
         self._allowed = allowed
-        self._thread = ThreadAuthenticator(context)
+        self._context = context
+        self._closing = False
+        self._fault = ''
+        self._news: list[str] = []
+        self._socket = context.socket(zmq.REP)
+        self._socket.linger = 0
+        self._socket.bind(_ZAP_ENDPOINT)
+        self._thread = threading.Thread(target=self._run, name='allow-list', daemon=True)
         self._thread.start()
-        self._thread.configure_curve_callback(ZAP_DOMAIN, credentials_provider=self)
 
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Return whether a key is admitted; called by the authenticator."""
-        admitted = key in self._allowed
-        self.refused += not admitted
-        return admitted
+    def news(self) -> list[str]:
+        """Return who was refused, and that the thread has ended, since the last call."""
+        news, self._news = self._news, []
+        if not self._thread.is_alive() and not self._closing:
+            self._closing = True
+            news.append(
+                f'the allow-list has ended ({self._fault}), so nobody is let in: restart the node'
+            )
+        return news
 
     def close(self) -> None:
         """Stop the thread."""
-        self._thread.stop()
+        self._closing = True
+        with self._context.socket(zmq.REQ) as socket:
+            socket.linger = 0
+            socket.connect(_ZAP_ENDPOINT)
+            if self._thread.is_alive():
+                socket.send(b'')  # is no request, and wakes it up
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                parts = self._socket.recv_multipart()
+                if not self._closing:
+                    self._socket.send_multipart(self._answer(parts))
+        except Exception as exc:  # whatever it is: `news` says that nobody is let in any more
+            self._fault = repr(exc)
+        finally:
+            self._socket.close(0)
+
+    def _answer(self, parts: list[bytes]) -> list[bytes]:
+        version, request_id, domain, address, _, mechanism, *credentials = parts
+        key = b''
+        if mechanism == b'CURVE' and domain == ZAP_DOMAIN.encode() and len(credentials) == 1:
+            key = z85.encode(credentials[0])
+        if key and key in self._allowed:
+            return [version, request_id, b'200', b'OK', key, b'']
+        self.refused += 1
+        self._note(
+            f'a peer at {address.decode(errors="replace")} was refused: its key '
+            f'{key.decode()!r} is not on the allow-list'
+        )
+        return [version, request_id, b'400', b'not on the allow-list', b'', b'']
+
+    def _note(self, text: str) -> None:
+        if not self._news:  # the first is enough until someone asks; `refused` counts all
+            self._news = [text]
 
 
 def _read(path: Path) -> tuple[bytes, bytes | None]:
@@ -214,9 +309,15 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     return public, secret
 
 
-def _read_folder(folder: Path) -> list[bytes]:
-    if not folder.is_dir():
-        raise LinkError(
-            f'{folder}: not a folder; it should hold the .key files of the boards to admit'
-        )
-    return [_read(path)[0] for path in sorted(folder.glob('*.key'))]
+def _key_files(peer_key_file: str | Path | None, allow_folder: str | Path | None) -> list[Path]:
+    files = [] if peer_key_file is None else [Path(peer_key_file)]
+    return files if allow_folder is None else files + sorted(Path(allow_folder).glob('*.key'))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file's content; empty for a file that is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
