@@ -17,10 +17,13 @@ from heqis_core.bundle import Bundle
 from heqis_core.decision import Decisions, Predictions, Reason
 from heqis_core.engine import Engine, TiledEngine, Workers
 from heqis_core.frame import FeatureFrame, Stage, stamp
+from heqis_core.jit import one_layout, strict_njit
 from heqis_core.manifest import ENSEMBLE
 from heqis_core.strategy import StrategyConfig, decide
 from heqis_core.windows import Windows
 
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_VALID = int(BarStatus.VALID)
 _REASON_OF_STATUS = np.zeros(256, np.uint32)
 _REASON_OF_STATUS[BarStatus.NO_BAR] = Reason.NO_BAR
 _REASON_OF_STATUS[BarStatus.SUSPENDED] = Reason.SUSPENDED
@@ -99,6 +102,7 @@ class Decider:
         # Compiles before the first frame is due.
         nobody = np.empty(0, np.float32)
         decide(strategy, nobody.reshape(0, 3), nobody, np.empty(0, np.uint32))
+        mean_of(nobody.reshape(1, 0))
 
     @classmethod
     def of(
@@ -156,7 +160,7 @@ class Decider:
     def warm(self, frame: FeatureFrame) -> None:
         """Push a frame into the windows without judging it."""
         features = cast('npt.NDArray[np.float32]', frame.tensors['features'])
-        self._windows.push(frame.seq, features, _status(frame) == BarStatus.VALID)
+        self._windows.push(frame.seq, features, _status(frame) == _VALID)
 
     def decide(self, frame: FeatureFrame) -> tuple[Decisions, Predictions]:
         """Push a frame and judge it; INFERRED and DECIDED go into a copy of its stamps."""
@@ -166,7 +170,7 @@ class Decider:
     def judge(self, frame: FeatureFrame) -> tuple[Decisions, Predictions]:
         """Judge the frame that was pushed last; stamps as in `decide`."""
         status = _status(frame)
-        valid = status == BarStatus.VALID
+        valid = status == _VALID
         ready = valid & self._windows.ready(frame.seq)
         reasons = _REASON_OF_STATUS[status]
         reasons[valid & ~ready] = self._why_not_ready(frame.seq)
@@ -249,11 +253,19 @@ class Decider:
 
 def mean_of(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the mean over the first axis, added up in order, so that it has one result."""
-    total: npt.NDArray[np.float32] = answers[0].copy()
-    for answer in answers[1:]:
-        total += answer
-    total /= np.float32(len(answers))
-    return total
+    flat = one_layout(answers, np.float32).reshape(len(answers), -1)
+    return _mean_of(flat).reshape(answers.shape[1:])
+
+
+@strict_njit
+def _mean_of(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    mean: npt.NDArray[np.float32] = answers[0].copy()
+    for k in range(1, len(answers)):
+        for i in range(len(mean)):
+            mean[i] += answers[k, i]
+    for i in range(len(mean)):
+        mean[i] /= np.float32(len(answers))
+    return mean
 
 
 def _status(frame: FeatureFrame) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
+import numpy.typing as npt
 
 _log = logging.getLogger(__name__)
 _Function = TypeVar('_Function', bound=Callable[..., Any])
@@ -39,6 +41,16 @@ def strict_njit(function: _Function) -> _Function:
         )
         compiled = numba.njit(function, nogil=True, error_model='numpy')
     return compiled  # type: ignore[no-any-return]
+
+
+def one_layout(array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Return an array in the one layout that kernels are compiled for; a copy if it has another.
+
+    Contiguous, writable, of that type: any other would compile anew, in the middle of a stream.
+    """
+    if array.dtype == dtype and array.flags.carray:
+        return array
+    return np.require(array, dtype, ['C', 'W', 'A'])
 
 
 def strict_helper(function: _Function) -> _Function:

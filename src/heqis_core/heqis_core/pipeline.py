@@ -25,6 +25,9 @@ from heqis_core.frame import Stage, new_stamps, stamp
 from heqis_core.scaler import Scaler
 from heqis_core.windows import Windows
 
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_VALID, _WARMING = int(BarStatus.VALID), int(BarStatus.WARMING)
+
 
 class _Step(NamedTuple):
     """One block, and the state before it."""
@@ -108,13 +111,13 @@ class FeaturePipeline:
             )
         raw = self._state.step(block.values, block.status, block.event_time_ns, block.extra)
         indicators[:] = self._scaler.apply(raw)
-        clean = block.status == BarStatus.VALID
+        clean = block.status == _VALID
         ready = clean & np.isfinite(indicators).all(axis=1)
         stamp(stamps, Stage.FEATURES)
         if self._encoder is not None:
             ready = self._encode(seq, features, ready)
         status = block.status.copy()
-        status[clean & ~ready] = BarStatus.WARMING
+        status[clean & ~ready] = _WARMING
         stamp(stamps, Stage.ENCODED)
         return {'features': features, 'status': status, 'close': block.values[CLOSE].copy()}
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heqis_core.decision import Action, Reason
-from heqis_core.jit import strict_njit
+from heqis_core.jit import one_layout, strict_njit
 
 DOWN, FLAT, UP = range(3)
 """Columns of a probability array."""
@@ -70,10 +70,9 @@ def decide(
     _judge(
         np.float32(config.buy_threshold),
         np.float32(config.sell_threshold),
-        # One memory layout only: any other would compile anew, in the middle of a stream.
-        np.require(probabilities, np.float32, ['C', 'W', 'A']),
-        np.require(log_return, np.float32, ['C', 'W', 'A']),
-        np.require(reasons, np.uint32, ['C', 'W', 'A']),
+        one_layout(probabilities, np.float32),
+        one_layout(log_return, np.float32),
+        one_layout(reasons, np.uint32),
         *verdict,
     )
     return verdict

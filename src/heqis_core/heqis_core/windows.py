@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from heqis_core.errors import ConfigError
-from heqis_core.jit import strict_njit
+from heqis_core.jit import one_layout, strict_njit
 
 _NEVER = np.int64(-(2**62))
 """Seq before every seq."""
@@ -52,6 +52,7 @@ class Windows:
         nobody = np.empty(0, np.int64)
         self.gather(nobody)
         self.gather_columns(nobody, np.empty((0, n_features, 1, length), np.float32))
+        self.ready(0)
 
     @property
     def last_seq(self) -> int | None:
@@ -87,8 +88,8 @@ class Windows:
         """
         if seq < self._last_seq:
             raise ValueError(f'seq {seq} is before the last push {self._last_seq}')
-        oldest = self._seqs[np.arange(len(self._seqs)), self._oldest]
-        return oldest >= max(self._hole_seq, seq - self.horizon + 1, int(_NEVER) + 1)
+        since = max(self._hole_seq, seq - self.horizon + 1, int(_NEVER) + 1)
+        return _ready(np.int64(since), self._seqs, self._oldest)
 
     def gather(
         self, which: npt.NDArray[np.integer], out: npt.NDArray[np.float32] | None = None
@@ -173,9 +174,8 @@ class Windows:
     def _take(self, seq: int, rows: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> None:
         _push(
             np.int64(seq),
-            # One memory layout only: any other would compile anew, in the middle of a stream.
-            np.require(rows, np.float32, ['C', 'W', 'A']),
-            np.require(valid, np.bool_, ['C', 'W', 'A']),
+            one_layout(rows, np.float32),
+            one_layout(valid, np.bool_),
             self._rows,
             self._seqs,
             self._oldest,
@@ -210,7 +210,7 @@ def window_index(
     _check_sizes(length, horizon)
     if valid.ndim != 2:
         raise ConfigError(f'valid has shape {valid.shape}; expected (T, S)')
-    mask = np.require(valid, np.bool_, ['C', 'W', 'A'])
+    mask = one_layout(valid, np.bool_)
     count = _find_windows(mask, length, horizon, *_room_for(0, length))  # no room: only counts
     found = _room_for(count, length)
     _find_windows(mask, length, horizon, *found)
@@ -227,7 +227,7 @@ def _indices(which: npt.NDArray[np.integer]) -> Index:
         raise ValueError(f'which is {which.dtype} {which.shape}; expected integers (n,)')
     if which.dtype == np.int64 and which.flags.carray:
         return cast('Index', which)
-    return np.require(which, np.int64, ['C', 'W', 'A'])
+    return one_layout(which, np.int64)
 
 
 def _check_out(out: npt.NDArray[np.float32], shape: tuple[int, ...]) -> None:
@@ -266,6 +266,14 @@ def _push(
                 target[start + f] = source[f]
             seqs[s, slot] = seq
             oldest[s] = slot + 1 if slot + 1 < length else 0
+
+
+@strict_njit
+def _ready(since: np.int64, seqs: Index, oldest: Index) -> npt.NDArray[np.bool_]:
+    ready = np.empty(len(oldest), np.bool_)
+    for s in range(len(oldest)):
+        ready[s] = seqs[s, oldest[s]] >= since
+    return ready
 
 
 @strict_njit

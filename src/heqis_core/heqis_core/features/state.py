@@ -8,7 +8,6 @@ state, checks what comes in, saves and restores.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from heqis_core.errors import ConfigError
 from heqis_core.features import cross, kernels
 from heqis_core.features.program import compile_spec
 from heqis_core.features.spec import FeatureSpec
+from heqis_core.jit import one_layout
 
 LAYOUT_VERSION = 2
 """Raised whenever the kernels read the state in another way: an older state is then refused."""
@@ -204,12 +204,10 @@ class FeatureState:
         event_time_ns: npt.NDArray[np.int64],
         extra: Floats,
     ) -> Floats:
-        # One memory layout only: any other would compile anew, in the middle of a stream.
-        layout: tuple[Literal['C', 'W', 'A'], ...] = ('C', 'W', 'A')
-        values = np.require(values, np.float64, layout)
-        status = np.require(status, np.uint8, layout)
-        extra = np.require(extra, np.float64, layout)
-        event_time_ns = np.require(event_time_ns, np.int64, layout)
+        values = one_layout(values, np.float64)
+        status = one_layout(status, np.uint8)
+        extra = one_layout(extra, np.float64)
+        event_time_ns = one_layout(event_time_ns, np.int64)
         out = np.empty((*status.shape, len(self.spec.names)))
         # Without a cross-section a symbol need not wait for the others: some bars at once.
         stages = self._program.stages
