@@ -165,7 +165,7 @@ class Workers:
     def __init__(self, n: int | None = None) -> None:
         if n is not None and n < 1:
             raise ConfigError(f'workers: n = {n}; expected at least 1')
-        self.n = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if n is None else n
+        self.n = min(_cores(), MOST_WORKERS) if n is None else n
         self._pool = ThreadPoolExecutor(max(self.n - 1, 1), thread_name_prefix='tiles')
         self._job_ns = _WORTH_NS
 
@@ -205,6 +205,12 @@ class Workers:
     def close(self) -> None:
         """End the threads; a second call does nothing."""
         self._pool.shutdown()
+
+
+def _cores() -> int:
+    """Return the cores that this process may use; of the machine where the system does not say."""
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return (len(affinity(0)) if affinity else os.cpu_count()) or 1
 
 
 def _end(helper: Future[None]) -> BaseException | None:
