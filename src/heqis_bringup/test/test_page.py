@@ -184,7 +184,7 @@ def test_a_killed_compute_process_shows_within_two_seconds(page: Watched, run: R
     wait_until(lambda: 'compute' in banner(page), 10, 'the banner names the compute node')
     assert time.monotonic() - killed_s < 2.0
     wait_until(lambda: all_is_well(page), 40, f'it comes back: {banner(page)}')
-    compute = page.page.locator('#nodes tr', has_text='onnxruntime').first.inner_text()
+    compute = page.page.locator('#nodes tr', has_text='onnxruntime, bundle').first.inner_text()
     assert compute.split()[4] == '1', compute  # restarts
 
 

@@ -111,7 +111,7 @@ def test_without_a_working_ros2_launch_the_runner_starts_the_processes_and_ends_
     names = {line.split('] ')[0] for line in lines[1:] if '__ns' in line}
     assert names == {'[compute', '[compute_agent'}
     assert rest.count('ended (signal 2)') == 2
-    assert '__ns:=/lab' in (tmp_path / 'run/lab/log/compute/compute.log').read_text()
+    assert '__ns:=/lab' in (tmp_path / 'run/log/compute/compute.log').read_text()
 
 
 def test_the_runner_can_be_forced(machine: dict[str, str], tmp_path: Path) -> None:

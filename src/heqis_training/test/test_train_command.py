@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -343,11 +345,21 @@ sys.exit(status)
 """
 
 
+def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Press Ctrl-C, and again where a library that was just being imported has swallowed it."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline_s:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=20)
+    raise AssertionError('it cannot be interrupted')
+
+
 @pytest.mark.skipif(os.name == 'nt', reason='sends SIGINT to another process')
 def test_ctrl_c_ends_with_one_line_and_status_130_and_the_same_command_goes_on(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    epochs = 60  # so many that it is not over before it is interrupted, however late we look
+    epochs = 12
     args = [*small, '--num_epochs', str(epochs)]
     args[args.index('--config') + 1] = str(tmp_path / 'patient.yaml')
     (tmp_path / 'patient.yaml').write_text(CONFIG.replace('batch: 64', 'batch: 32, patience: 99'))
@@ -361,12 +373,11 @@ def test_ctrl_c_ends_with_one_line_and_status_130_and_the_same_command_goes_on(
             wait_until(
                 lambda: checkpoint.exists() or process.poll() is not None, DEADLINE_S, 'epoch 1'
             )
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=DEADLINE_S)
+            out, err = interrupted(process)
         finally:
             process.kill()
-    assert err == 'heqis train: interrupted; the same command goes on from here\n'
-    assert process.returncode == 130
+    said = 'heqis train: interrupted; the same command goes on from here\n'
+    assert (process.returncode, err) == (130, said)
     loaded = {Path(file).resolve() for file in json.loads(out.splitlines()[-1])}
     assert loaded <= {path.resolve() for path in sources()}, 'what POSIX lacks is looked for there'
     assert not (tmp_path / 'out').exists()
