@@ -34,6 +34,7 @@ OFFERED_BY = {
     'fetch': ('heqis_training', 'fetch market data from Tushare Pro into a store (workstation)'),
     'train': ('heqis_training', 'train models and export them as a bundle (workstation)'),
     'evaluate': ('heqis_training', 'forecasts on the test part, beside floors (workstation)'),
+    'convert': ('heqis_training', 'models for the NPU and TensorRT, behind gates (workstation)'),
     'export': ('heqis_training', 'the bundle of a training run, or ONNX files (workstation)'),
 }
 _HOW_TO_GET = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import rclpy
@@ -13,6 +14,8 @@ from heqis_core.errors import ConfigError
 from heqis_msgs.srv import SwapBundle
 
 SPIN_S = 0.1
+FIND_S = 20.0
+"""Within it a node that runs is found, also one whose process has just been killed."""
 
 
 def call_swap(node: str, path: str, roll_back: bool, timeout_s: float) -> SwapBundle.Response:
@@ -22,7 +25,7 @@ def call_swap(node: str, path: str, roll_back: bool, timeout_s: float) -> SwapBu
         node: its full name, such as `/heqis/compute`.
         path: folder of the bundle on its board; empty with `roll_back`.
         roll_back: go back to the bundle before.
-        timeout_s: for finding the node, and for the answer.
+        timeout_s: for finding the node (`FIND_S` at most) and for the answer.
 
     Raises ConfigError if there is no such node, or no answer in time.
     """
@@ -37,11 +40,14 @@ def call_swap(node: str, path: str, roll_back: bool, timeout_s: float) -> SwapBu
     deadline_s = time.monotonic() + timeout_s
     try:
         client = caller.create_client(SwapBundle, f'{node}/swap_bundle')
+        find_s = min(deadline_s, time.monotonic() + FIND_S)
         while not client.service_is_ready():
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > find_s:
+                domain = os.environ.get('ROS_DOMAIN_ID', '0')
                 raise ConfigError(
-                    f'there is no compute node {node} on this machine and ROS domain; is it '
-                    'running, with another namespace (--node) or ROS_DOMAIN_ID?'
+                    f'there is no compute node {node} on this machine in ROS domain {domain}; is '
+                    'it running, under another name (--node) or in another ROS_DOMAIN_ID? '
+                    '`heqis demo` prints the domain that it has taken'
                 )
             executor.spin_once(timeout_sec=SPIN_S)
         future = client.call_async(SwapBundle.Request(path=path, roll_back=roll_back))

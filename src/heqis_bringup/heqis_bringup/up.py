@@ -124,7 +124,14 @@ def check_sources(plan: LaunchPlan) -> None:
     Raises ConfigError that names file, line and field, or a channel that the bundle's features
     read and the file does not join.
     """
-    if plan.values.get('source') != 'several':
+    source = plan.values.get('source')
+    for argument, needed in (('data', 'file'), ('sources', 'several')):
+        if plan.values.get(argument) and source != needed:
+            raise ConfigError(
+                f'{argument}:={plan.values[argument]} is not read with source:={source}; give '
+                f'source:={needed} as well'
+            )
+    if source != 'several':
         return
     if not plan.values['sources']:
         raise ConfigError('no sources: give sources:=FILE, as config/sources.example.yaml')
@@ -170,8 +177,9 @@ def only_one(log_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f'{log_dir}: a graph that runs keeps its logs here; give a second one its own '
-                'state:=, namespace:=, endpoints and ROS_DOMAIN_ID'
+                f'{log_dir}: what runs already keeps its logs here; give a further board of this '
+                'graph its own state:=, and a second graph its own state:=, namespace:=, '
+                'endpoints and ROS_DOMAIN_ID'
             ) from error
         yield
 

@@ -321,6 +321,7 @@ class ComputeNode(ManagedNode):
             self._show_served()
             bundle_id = self._swap.judge.bundle.bundle_id
             self._tell_event(Event.INFO, 'bundle_swap', bundle_id, outcome.text)
+            self.get_logger().info(outcome.text)
         return outcome
 
     def _refuse(self, request: SwapBundle.Request, error: HeqisError) -> None:

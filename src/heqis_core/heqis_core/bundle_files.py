@@ -38,6 +38,8 @@ def read_manifest(root: Path, check: ManifestCheck | None = None) -> Manifest:
     path = root / MANIFEST_FILE
     if not path.is_file():
         found = 'a folder without one' if root.is_dir() else 'no such folder'
+        if root.is_file():
+            found = 'a file, no folder: `heqis bundle unpack` makes one of an archive'
         raise BundleError(
             f'{path}: no manifest ({found}); give the folder that holds {MANIFEST_FILE}'
         )

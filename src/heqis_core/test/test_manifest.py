@@ -63,6 +63,8 @@ def refusal(folder: Path) -> str:
 def test_no_folder_and_no_manifest_are_told_apart(tmp_path: Path) -> None:
     assert 'manifest.json: no manifest (no such folder)' in refusal(tmp_path / 'nowhere')
     assert 'manifest.json: no manifest (a folder without one)' in refusal(tmp_path)
+    (tmp_path / 'ID.hqb').write_bytes(b'')
+    assert '`heqis bundle unpack` makes one of an archive' in refusal(tmp_path / 'ID.hqb')
 
 
 @pytest.mark.parametrize('name', HASHED)

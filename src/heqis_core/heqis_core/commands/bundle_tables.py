@@ -146,7 +146,8 @@ def _fields(manifest: Manifest) -> Iterator[tuple[tuple[str, str], str]]:
     features['names'] = {name: str(at) for at, name in enumerate(features['names'])}
     data['symbols'] = dict.fromkeys(data['symbols'], 'there')
     content['generators'] = {part.pop('name'): part for part in content['generators']}
-    content['conversions'] = {part.pop('file'): part for part in content['conversions']}
+    # Their figures fill pages; `show` has them.
+    content['conversions'] = {part['file']: part['tool'] for part in content['conversions']}
     provenance['metrics'] = {
         f'{row.pop("model")}, {row.pop("part")}': row for row in provenance['metrics']
     }

@@ -203,6 +203,7 @@ def study_bundle(
             'calibrated on them'
         )
     judged_from, notes = _judged_from(table, known)
+    notes += _strange(bundle, table)
     reach = max(0, judged_from - bundle.manifest.window.horizon)
     stop = min(len(table), max(reach + most, judged_from + 1))
     count = min(len(table.symbols), max(1, most // (stop - reach)))
@@ -228,7 +229,7 @@ def study_bundle(
     windows, at = seen.measured()
     if encoder is not None and not len(windows):
         raise DataError(
-            f'{bundle.path}: its encoder has no full window from row {reach} of the bars on; give '
+            f'the encoder has no full window from row {reach} of the bars on; give '
             'a longer series or more symbols'
         )
     return Study(
@@ -294,6 +295,14 @@ def _judged_from(table: BarTable, known: int) -> tuple[int, tuple[str, ...]]:
         f'measured on training bars: {later} bars follow the training, {MIN_LATER_BARS} are '
         'wanted; later bars would say more',
     )
+
+
+def _strange(bundle: Bundle, table: BarTable) -> tuple[str, ...]:
+    trained = bundle.manifest.provenance.data.symbols
+    if {*trained} & {*table.symbols}:
+        return ()
+    named = ', '.join(trained[:5]) + (' …' if len(trained) > 5 else '')
+    return (f'none of the symbols of the training ({named}) is among these bars',)
 
 
 def _random(bundle: Bundle) -> np.random.Generator:
