@@ -240,3 +240,18 @@ def test_a_stop_signal_is_seen_and_the_second_one_is_urgent() -> None:
         assert stopped()
     assert seen == [False, True]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        (['data:=bars'], 'data:=bars is not read with source:=simulator; give source:=file'),
+        (['sources:=s.yaml'], 'sources:=s.yaml is not read with source:=simulator; give source:='),
+        (['source:=several', 'sources:=s.yaml', 'data:=bars'], 'data:=bars is not read with'),
+    ],
+)
+def test_data_that_would_not_be_read_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    assert main(['up', 'gateway', f'bundle:={bundle(tmp_path)}', *words]) == 2
+    assert expected in capsys.readouterr().err
