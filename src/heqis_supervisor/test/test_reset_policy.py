@@ -21,6 +21,7 @@ from heqis_supervisor.rules import Rules
 
 TICK_S = 0.25
 WHEN = {
+    'board': 'compute',
     'reset_after_ms': 3_000,
     'boot_ms': 2_000,
     'resets_max': 2,

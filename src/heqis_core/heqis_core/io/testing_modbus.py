@@ -93,8 +93,7 @@ class FakeDevice:
         if any((function, at) in self.missing for at in range(address, address + count)):
             return ExcCodes.ILLEGAL_ADDRESS
         memory = self.memory[function]
-        if code == _WRITE_COIL:
-            assert values is not None
+        if values is not None:
             memory[address] = int(values[0])
             self.writes.append((address, bool(values[0]), time.monotonic()))
             return None

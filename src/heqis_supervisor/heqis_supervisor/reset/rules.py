@@ -24,12 +24,14 @@ class _When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """When a board is reset, and how often.
 
     Attributes:
+        board: which.
         reset_after_ms: silence of its agent until it is reset; 0 = only on a person's word.
         boot_ms: time from the reset until its agent must report in with a new boot identity.
         resets_max, window_ms: most resets within the window.
         cooldown_ms: least time between two resets.
     """
 
+    board: str
     reset_after_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)] = 60_000
     boot_ms: Annotated[int, msgspec.Meta(ge=1_000, le=3_600_000)] = 180_000
     resets_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
@@ -175,7 +177,7 @@ ResetRule = Union[GpioReset, ModbusReset, CommandReset, DryRun]  # noqa: UP007 -
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1]
-    boards: dict[str, ResetRule]
+    resets: tuple[ResetRule, ...]
 
 
 def load_resets(
@@ -187,17 +189,18 @@ def load_resets(
     """
     if not str(path):
         return {}
-    found = load_struct(path, _File).boards
-    for board in found:
-        line = line_of(path, f'.boards.{board}')
-        if board not in boards:
+    found: dict[str, ResetRule] = {}
+    for index, rule in enumerate(load_struct(path, _File).resets):
+        where = f'{path}:{line_of(path, f".resets[{index}]")}: resets: {rule.board}'
+        if rule.board not in boards:
+            known = ', '.join(boards)
+            raise ConfigError(f'{where} is not in the rules of the graph; known are: {known}')
+        if rule.board == own_board:
             raise ConfigError(
-                f'{path}:{line}: boards: {board} is not in the rules of the graph; '
-                f'known are: {", ".join(boards)}'
+                f'{where} is the board of the supervisor itself, which would not live to see '
+                'the effect; its watchdog resets it'
             )
-        if board == own_board:
-            raise ConfigError(
-                f'{path}:{line}: boards: {board} is the board of the supervisor itself, which '
-                'would not live to see the effect; its watchdog resets it'
-            )
+        if rule.board in found:
+            raise ConfigError(f'{where} is named twice; a board has one driver')
+        found[rule.board] = rule
     return found
