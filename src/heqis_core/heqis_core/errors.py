@@ -33,5 +33,9 @@ class LinkError(HeqisError):
     """A socket of the link cannot be opened or used."""
 
 
+class ResetError(HeqisError):
+    """A board cannot be reset in hardware, or the line that resets it cannot be let go."""
+
+
 class JournalError(HeqisError):
     """The decision journal cannot be opened, read or written."""

@@ -7,7 +7,7 @@ Times are monotonic seconds. `policy.py` makes these, `health.py` reads them for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from heqis_core.control import (
@@ -35,18 +35,40 @@ class Step(IntEnum):
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A person's word that a board be reset, and why."""
+
+    board: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pulsed:
+    """What a driver made of a reset: it was carried out, or why not."""
+
+    id: int
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What became known since the last update.
 
     Attributes:
         messages: what the agents said, in order.
         unsent: ids of commands that no agent took.
-        cleared: nodes and `board/process` whose latch a person cleared; `*` means all.
+        cleared: nodes, `board/process` and `board/NAME` whose latch a person cleared; `*` means
+            all.
+        asked: resets that a person asks for.
+        pulsed: what became of resets.
     """
 
     messages: tuple[FromAgent, ...] = ()
     unsent: tuple[int, ...] = ()
     cleared: tuple[str, ...] = ()
+    asked: tuple[Asked, ...] = ()
+    pulsed: tuple[Pulsed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,15 @@ class Note:
     text: str
 
 
-Action = Command | Note
+@dataclass(frozen=True)
+class Reset:
+    """Action: reset a board in hardware, once this is on the disk."""
+
+    board: str
+    id: int
+
+
+Action = Command | Note | Reset
 
 
 @dataclass(frozen=True)
@@ -171,6 +201,47 @@ class ProcessMind:
 
 
 @dataclass(frozen=True)
+class Resetting:
+    """A reset that was asked for, and by when its effect must show.
+
+    Attributes:
+        id: its action; 0 for one from before a restart of the supervisor.
+        reason: why.
+        boot_before: boot identity of the board then; empty if nobody knew.
+        deadline_s: when it counts as without effect.
+        acted: the driver is done.
+    """
+
+    id: int
+    reason: str
+    boot_before: str
+    deadline_s: float
+    acted: bool = False
+
+
+@dataclass(frozen=True)
+class ResetMind:
+    """What is known of a board that can be reset.
+
+    Attributes:
+        boot_id: identity of the boot that reported in last; empty if none ever did.
+        heard_s: when its agent was last heard, or since when anybody could have heard it.
+        begun_s: when resets were begun, within the window of the rule.
+        running: the reset in flight.
+        latched: why it is reset no more; empty if it is.
+        step, reason: verdict of the last update.
+    """
+
+    boot_id: str = ''
+    heard_s: float = 0.0
+    begun_s: tuple[float, ...] = ()
+    running: Resetting | None = None
+    latched: str = ''
+    step: Step = Step.NONE
+    reason: str = ''
+
+
+@dataclass(frozen=True)
 class State:
     """Everything the policy remembers.
 
@@ -181,6 +252,7 @@ class State:
         agents: identity of the agent of each board, and since when it is this one.
         processes: by `board/process`.
         nodes: by name.
+        resets: by board, those that can be reset.
         hold: output must be held.
         next_id: of the next command.
         strangers: processes heard of that no rule names.
@@ -192,6 +264,7 @@ class State:
     agents: Mapping[str, tuple[int, float]]
     processes: Mapping[str, ProcessMind]
     nodes: Mapping[str, NodeMind]
+    resets: Mapping[str, ResetMind] = field(default_factory=dict)
     hold: bool = False
     next_id: int = 1
     strangers: frozenset[str] = frozenset()

@@ -9,7 +9,7 @@ root cause.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from heqis_core.control import Level, NodeState
 from heqis_supervisor.facts import NodeMind, State, Step
@@ -60,6 +60,19 @@ def overall(parts: list[Health]) -> tuple[Level, str]:
 
 
 def _board(board: str, rules: Rules, state: State) -> Health:
+    part = _agent(board, rules, state)
+    reset = state.resets.get(board)
+    if reset is None:
+        return part
+    budget = f'{len(reset.begun_s)} of {rules.resets[board].resets_max}'
+    values = {'step': reset.step.name, 'resets': budget, 'boot_id': reset.boot_id}
+    if reset.step == Step.NONE:
+        return replace(part, values=values)
+    text = f'given up: {reset.reason}' if reset.latched else reset.reason
+    return replace(part, level=Level.ERROR, message=text, values=values)
+
+
+def _agent(board: str, rules: Rules, state: State) -> Health:
     heard = state.boards.get(board)
     if heard is None and all(r.optional for r in rules.processes.values() if r.board == board):
         return Health(f'board/{board}', board, Level.INFO, LEFT_OUT)

@@ -20,7 +20,7 @@ from heqis_core.control import (
     ProcessBeat,
     Result,
 )
-from heqis_supervisor.facts import Action, NodeMind, Note, ProcessMind, State
+from heqis_supervisor.facts import Action, NodeMind, Note, ProcessMind, ResetMind, State
 from heqis_supervisor.rules import ProcessRule, Rules
 
 GAP_S = 0.3
@@ -44,6 +44,7 @@ class Turn:
         self.agents = dict(state.agents)
         self.processes = dict(state.processes)
         self.nodes = dict(state.nodes)
+        self.resets = dict(state.resets)
         self.strangers = set(state.strangers)
         self.next_id = state.next_id
         self.actions: list[Action] = []
@@ -62,6 +63,11 @@ class Turn:
         mind = self.processes[key] = replace(self.processes[key], **changes)
         return mind
 
+    def set_reset(self, board: str, **changes: Any) -> ResetMind:
+        """Change what is known of a board that can be reset."""
+        mind = self.resets[board] = replace(self.resets[board], **changes)
+        return mind
+
     def board_heard(self, board: str) -> bool:
         """Whether the agent of a board speaks now."""
         return self.now - self.boards.get(board, float('-inf')) <= AGENT_LEASE_S
@@ -73,6 +79,11 @@ class Turn:
             away = dt > GAP_S or self.now - self.boards.get(rule.board, self.now) > GAP_S
             if away and self.processes[key].beat is not None:
                 self._shift(key, rule, dt)
+        for board, mind in self.resets.items() if dt > GAP_S else ():
+            running = mind.running
+            if running is not None:
+                running = replace(running, deadline_s=running.deadline_s + dt)
+            self.resets[board] = replace(mind, heard_s=mind.heard_s + dt, running=running)
 
     def _shift(self, key: str, rule: ProcessRule, dt: float) -> None:
         mind = self.processes[key]
@@ -96,6 +107,8 @@ class Turn:
         if message.board in self.rules.boards and not self.board_heard(message.board):
             self.note(Level.INFO, 'agent_up', message.board, 'its agent reports in')
         self.boards[message.board] = self.now
+        if message.board in self.resets:
+            self.set_reset(message.board, heard_s=self.now)
         if self.agents.get(message.board, (0, 0.0))[0] != message.agent_id:
             self.agents[message.board] = message.agent_id, self.now
         if isinstance(message, Beats):
@@ -105,6 +118,15 @@ class Turn:
             self._hear_result(message)
         else:
             assert isinstance(message, Hello)
+            self._hear_boot(message.board, message.boot_id)
+
+    def _hear_boot(self, board: str, boot_id: str) -> None:
+        mind = self.resets.get(board)
+        if mind is None or not boot_id or boot_id == mind.boot_id:
+            return
+        if mind.boot_id and mind.running is None:
+            self.note(Level.WARN, 'board_rebooted', board, 'booted anew; it was not reset by this')
+        self.set_reset(board, boot_id=boot_id)
 
     def silence(self, rule: ProcessRule, lease_s: float) -> tuple[float, float]:
         """Return for how long a process has been silent, and how long it may be."""

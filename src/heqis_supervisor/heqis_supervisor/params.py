@@ -97,6 +97,18 @@ SUPERVISOR = ParamTable(
         ),
         Param('graph', str, 'config/graph.yaml', 'File of the rules: what is watched, and how.'),
         Param(
+            'resets',
+            str,
+            '',
+            'File of resets: how a board is reset in hardware; empty: none is.',
+        ),
+        Param(
+            'state_dir',
+            str,
+            'run/supervisor',
+            'Folder of the record of resets; all who can reset a board must share it.',
+        ),
+        Param(
             'loop_ms',
             int,
             50,

@@ -9,6 +9,9 @@ for it stay. Start and recovery are one path: the first update takes the world a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from heqis_core.control import Kill, Level, NodeState, Transit, Transition
 from heqis_supervisor.facts import (
     Action,
@@ -17,12 +20,14 @@ from heqis_supervisor.facts import (
     Killing,
     NodeMind,
     ProcessMind,
+    ResetMind,
     Running,
     State,
     Step,
 )
 from heqis_supervisor.hearing import AGENT_LEASE_S, Turn
 from heqis_supervisor.processes import BEGIN_MAX_S, NOT_BACK, judge_process, left_out, timeout_s
+from heqis_supervisor.reset.policy import judge_resets
 from heqis_supervisor.rules import NodeRule, ProcessRule, Rules
 
 KILL_ANSWER_S = 2.0
@@ -35,8 +40,9 @@ ENDING_S = 3.0
 """Time for a process whose nodes are finalized to end: that is how every clean stop looks."""
 
 
-def initial(rules: Rules, time_s: float) -> State:
-    """Return the state of a supervisor that knows nothing yet."""
+def initial(rules: Rules, time_s: float, resets: Mapping[str, ResetMind] | None = None) -> State:
+    """Return the state of a supervisor that knows nothing yet but of the resets before."""
+    known = resets or {}
     return State(
         time_s=time_s,
         since_s=time_s,
@@ -44,6 +50,7 @@ def initial(rules: Rules, time_s: float) -> State:
         agents={},
         processes={key: ProcessMind() for key in rules.processes},
         nodes={name: NodeMind() for name in rules.nodes},
+        resets={b: replace(known.get(b, ResetMind()), heard_s=time_s) for b in rules.resets},
     )
 
 
@@ -63,6 +70,7 @@ def update(
     _take_back(turn, facts.unsent)
     _clear(turn, facts.cleared)
     _judge_boards(turn)
+    judge_resets(turn, facts)
     for key, rule in rules.processes.items():
         judge_process(turn, key, rule)
     for node_rule in rules.nodes.values():
@@ -77,6 +85,7 @@ def update(
         agents=turn.agents,
         processes=turn.processes,
         nodes=turn.nodes,
+        resets=turn.resets,
         hold=hold,
         next_id=turn.next_id,
         strangers=frozenset(turn.strangers),
@@ -106,6 +115,18 @@ def _clear(turn: Turn, cleared: tuple[str, ...]) -> None:
         if process.latched and (everything or key in cleared):
             turn.set_process(key, latched='', kills=0, births=(), retry_s=0.0)
             turn.note(Level.INFO, 'cleared', key, 'cleared by a person')
+    for board, reset in list(turn.resets.items()):
+        if reset.latched and (everything or f'board/{board}' in cleared):
+            turn.set_reset(board, latched='')
+            turn.note(Level.INFO, 'cleared', f'board/{board}', 'cleared by a person')
+
+
+def latched(state: State) -> tuple[str, ...]:
+    """Return what is given up until a person clears it, as `Facts.cleared` names it."""
+    nodes = [name for name, mind in state.nodes.items() if mind.latched]
+    processes = [key for key, mind in state.processes.items() if mind.latched]
+    boards = [f'board/{board}' for board, mind in state.resets.items() if mind.latched]
+    return (*nodes, *processes, *boards)
 
 
 def _judge_boards(turn: Turn) -> None:
@@ -193,12 +214,17 @@ def _judge_active(turn: Turn, rule: NodeRule, broken: tuple[str, ...]) -> tuple[
 
 
 def _hold(turn: Turn) -> bool:
-    latched = [r.name for r in turn.rules.nodes.values() if r.hold_output and _given_up(turn, r)]
-    if latched and not turn.before.hold:
-        turn.note(Level.ERROR, 'hold', ', '.join(latched), 'all output is held')
-    elif turn.before.hold and not latched:
+    lost = [r.name for r in turn.rules.nodes.values() if r.hold_output and _given_up(turn, r)]
+    lost += [
+        f'board/{board}'
+        for board, rule in turn.rules.resets.items()
+        if rule.real and turn.resets[board].latched
+    ]
+    if lost and not turn.before.hold:
+        turn.note(Level.ERROR, 'hold', ', '.join(lost), 'all output is held')
+    elif turn.before.hold and not lost:
         turn.note(Level.INFO, 'hold', '', 'output is no longer held')
-    return bool(latched)
+    return bool(lost)
 
 
 def _given_up(turn: Turn, rule: NodeRule) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from heqis_core.errors import ConfigError
+from heqis_supervisor.reset.rules import ResetRule
 
 RULES_VERSION = 1
 SPIN_PERIOD_MS = 200
@@ -116,11 +117,13 @@ class Rules:
         heartbeat_s: period of the heartbeats that the leases are made for.
         processes: by `board/process`.
         nodes: by name, dependencies first.
+        resets: how a board is reset in hardware, by board; a file of its own.
     """
 
     heartbeat_s: float
     processes: Mapping[str, ProcessRule]
     nodes: Mapping[str, NodeRule]
+    resets: Mapping[str, ResetRule] = field(default_factory=dict)
 
     @property
     def boards(self) -> tuple[str, ...]:

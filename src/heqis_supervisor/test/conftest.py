@@ -466,6 +466,7 @@ class RealGraph:
         self.starts: dict[str, int] = {}
         self.respawn = True
         self.environment: dict[str, str] = {}
+        self.supervisor_params: dict[str, object] = {}
         self.diagnostics: dict[str, object] = {}
         self.events: list[Event] = []
         self.since_ns = 0
@@ -503,6 +504,8 @@ class RealGraph:
             ]
             if name == 'supervisor':
                 arguments += ['-p', f'graph:={self.rules}']
+                for param, value in self.supervisor_params.items():
+                    arguments += ['-p', f'{param}:={value}']
             if command[0].endswith('fake_process.py'):
                 arguments = arguments[:3]
             self.starts[name] = self.starts.get(name, 0) + 1

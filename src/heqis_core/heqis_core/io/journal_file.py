@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO
 
 from heqis_core.errors import JournalError
 from heqis_core.io import journal_format as fmt
+from heqis_core.io.file_lock import HeldError, hold_file
 
 _FULL = 2
 """What `PRAGMA synchronous` answers for FULL."""
@@ -21,28 +21,17 @@ _BUSY_S = 5.0
 def lock(path: Path) -> IO[str]:
     """Become the one writer of a journal; raise JournalError that names the process which is."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = open(f'{path}.lock', 'a+')  # noqa: SIM115 -- held while the journal is open
+        return hold_file(Path(f'{path}.lock'))
+    except HeldError as error:
+        raise JournalError(
+            f'journal {path} is being written by process {error.owner}; only one may: '
+            'end that one, or choose another path'
+        ) from None
     except OSError as error:
         why = error.strerror or error
         raise JournalError(
             f'journal {path}: {why}; give it a folder that can be written'
         ) from None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        held.seek(0)
-        owner = held.read().strip() or 'unknown'
-        held.close()
-        raise JournalError(
-            f'journal {path} is being written by process {owner}; only one may: '
-            'end that one, or choose another path'
-        ) from None
-    held.seek(0)
-    held.truncate()
-    held.write(str(os.getpid()))
-    held.flush()
-    return held
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:

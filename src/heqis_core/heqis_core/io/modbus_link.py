@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections.abc import Callable
 from enum import Enum
 
 from pymodbus import FramerType
@@ -33,6 +34,7 @@ EXCEPTIONS = {
 }
 """MODBUS Application Protocol Specification V1.1b3, section 7."""
 _CODES = {'coil': 1, 'discrete': 2, 'holding': 3, 'input': 4}
+_WRITE_COIL = 5
 _MISSES = 3
 """Timeouts in a row until a TCP connection counts as lost: its other end may have vanished."""
 _HEADER_BYTES = 7
@@ -103,32 +105,48 @@ class ModbusLink:
             'holding': self._client.read_holding_registers,
             'input': self._client.read_input_registers,
         }[request.function]
-        try:
-            reply: ModbusPDU = ask(request.address, count=request.count, device_id=unit_id)
-        except (ConnectionException, OSError) as error:
-            raise self._lost(f'connection lost: {error}') from None
-        except Exception as error:  # garbage makes the library raise far more than it documents
-            raise self._no_reply(error) from None
-        self._misses = 0
+        reply = self._ask(lambda: ask(request.address, count=request.count, device_id=unit_id))
         return self._values(reply, request)
+
+    def write_coil(self, unit_id: int, address: int, on: bool) -> None:
+        """Switch one coil; raise Fault, after which the device may have switched it or not."""
+        reply = self._ask(lambda: self._client.write_coil(address, on, device_id=unit_id))
+        self._check_code(reply, _WRITE_COIL)
+        if list(reply.bits[:1]) != [on] or reply.address != address:
+            raise self._garbage(f'reply names coil {reply.address} as {reply.bits[:1]}')
+        self._failures = 0
 
     def close(self) -> None:
         """Close the connection; the next `connect` makes a new one."""
         self._client.close()
 
-    def _values(self, reply: ModbusPDU, request: Request) -> list[int]:
-        code = _CODES[request.function]
+    def _ask(self, ask: Callable[[], ModbusPDU]) -> ModbusPDU:
+        try:
+            reply = ask()
+        except (ConnectionException, OSError) as error:
+            raise self._lost(f'connection lost: {error}') from None
+        except Exception as error:  # garbage makes the library raise far more than it documents
+            raise self._no_reply(error) from None
+        self._misses = 0
+        return reply
+
+    def _check_code(self, reply: ModbusPDU, code: int) -> None:
         if reply.isError() and reply.function_code == code | 0x80:
             number = int(reply.exception_code)
             name = EXCEPTIONS.get(number, 'unknown')
             raise Fault(FaultKind.EXCEPTION, f'exception {number} ({name})', number)
+        if reply.function_code != code:
+            raise self._garbage(f'reply of function {reply.function_code}, expected {code}')
+
+    def _values(self, reply: ModbusPDU, request: Request) -> list[int]:
+        code = _CODES[request.function]
+        self._check_code(reply, code)
         values = reply.bits if request.function in BIT_FUNCTIONS else reply.registers
         # Bits come in whole bytes.
         wanted = -(-request.count // 8) * 8 if request.function in BIT_FUNCTIONS else request.count
-        if reply.function_code != code or len(values) != wanted:
+        if len(values) != wanted:
             raise self._garbage(
-                f'reply of function {reply.function_code} with {len(values)} values, '
-                f'expected function {code} with {wanted}'
+                f'reply of function {code} with {len(values)} values, expected {wanted}'
             )
         self._failures = 0
         return [int(value) for value in values[: request.count]]

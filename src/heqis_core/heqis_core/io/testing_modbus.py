@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ from heqis_core.io.modbus_values import KINDS, Kind
 
 SIZE = 512
 _START_S = 10.0
-_BLOCKS = {1: 'coil', 2: 'discrete', 3: 'holding', 4: 'input'}
+_BLOCKS = {1: 'coil', 2: 'discrete', 3: 'holding', 4: 'input', 5: 'coil'}
+_WRITE_COIL = 5
 
 
 def encode_words(
@@ -47,16 +49,18 @@ class FakeDevice:
         missing: (function, address) pairs that answer with exception 2.
         failing: exception code of every answer; 0 for none.
         delay_s: wait before an answer.
-        requests: (function, address, count) of every request; bits count in 16s.
+        requests: (function, address, count) of every read; bits count in 16s.
+        writes: (coil, value, monotonic seconds) of every coil that was switched.
     """
 
     def __init__(self, unit_id: int = 1) -> None:
         self.unit_id = unit_id
-        self.memory = {function: [0] * SIZE for function in _BLOCKS.values()}
+        self.memory = {function: [0] * SIZE for function in set(_BLOCKS.values())}
         self.missing: set[tuple[str, int]] = set()
         self.failing = 0
         self.delay_s = 0.0
         self.requests: list[tuple[str, int, int]] = []
+        self.writes: list[tuple[int, bool, float]] = []
 
     def put(self, address: int, kind: str, value: int | float, function: str = 'holding') -> None:
         """Write a number in the standard's order."""
@@ -80,7 +84,8 @@ class FakeDevice:
         values: Sequence[int] | Sequence[bool] | None,
     ) -> ExcCodes | None:
         function = _BLOCKS[code]
-        self.requests.append((function, address, count))
+        if code != _WRITE_COIL:
+            self.requests.append((function, address, count))
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.failing:
@@ -88,6 +93,10 @@ class FakeDevice:
         if any((function, at) in self.missing for at in range(address, address + count)):
             return ExcCodes.ILLEGAL_ADDRESS
         memory = self.memory[function]
+        if values is not None:
+            memory[address] = int(values[0])
+            self.writes.append((address, bool(values[0]), time.monotonic()))
+            return None
         if code in {3, 4}:
             registers[address : address + count] = memory[address : address + count]
             return None

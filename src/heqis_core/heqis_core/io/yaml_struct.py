@@ -50,6 +50,11 @@ def load_struct(path: str | Path, kind: type[_T]) -> _T:
         raise ConfigError(f'{path}:{_line(root, where)}: {at}{problem}{more}') from error
 
 
+def line_of(path: str | Path, where: str) -> int:
+    """Return the line of the value at a path such as `.boards.compute` of a file that was read."""
+    return _line(yaml.compose(Path(path).read_text(encoding='utf-8'), yaml.SafeLoader), where)
+
+
 def _line(node: Any, path: str) -> int:
     """Return the line of the value at a path such as `.sources[2].kind`, or of what holds it."""
     for step in _STEP.finditer(path):
