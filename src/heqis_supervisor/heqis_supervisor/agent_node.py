@@ -33,6 +33,7 @@ from heqis_core.control import (
 )
 from heqis_core.errors import WireError
 from heqis_core.io.control_link import AgentLink
+from heqis_core.io.notify import Notifier
 from heqis_core.io.zmq_security import optional_security
 from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos, vitals
@@ -42,6 +43,7 @@ from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
 from heqis_supervisor.board import Watched
 from heqis_supervisor.params import AGENT
+from heqis_supervisor.pulse import Pulse
 
 POLL_MS = 50
 BUSY_POLL_MS = 10
@@ -120,6 +122,11 @@ class AgentNode(ManagedNode):
         self.worker('link', self._run)
         self.set_info(f'supervisor at {params.control_endpoint}')
 
+    def activate(self) -> None:
+        """Let whoever started this process watch over it: nobody else could end it."""
+        pulse = self._pulse = Pulse(Notifier())
+        self.defer(lambda: pulse.end(fault=bool(self._fault)))
+
     def deactivate(self) -> None:
         """Forget what was under way."""
         self._orders.clear()
@@ -132,6 +139,7 @@ class AgentNode(ManagedNode):
     def _run(self, stop: threading.Event) -> None:
         hello_s = float('-inf')
         while not stop.is_set():
+            self._pulse.beat(self.vitals.spin_count)
             now = time.monotonic()
             if now - hello_s >= HELLO_S:
                 hello_s = now
