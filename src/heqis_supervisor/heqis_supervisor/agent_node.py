@@ -23,8 +23,10 @@ from heqis_core.control import (
     GOAL,
     Beats,
     FromAgent,
+    FromSupervisor,
     Hello,
     Kill,
+    KillSilent,
     Overview,
     ProcessBeat,
     Result,
@@ -41,7 +43,7 @@ from heqis_ros.convert_health import beat_to_msg, msg_to_beat
 from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
-from heqis_supervisor.board import Watched
+from heqis_supervisor.board import Killed, Watched
 from heqis_supervisor.params import AGENT
 from heqis_supervisor.pulse import Pulse
 
@@ -173,20 +175,25 @@ class AgentNode(ManagedNode):
     def _send(self, message: FromAgent) -> None:
         self._link.send(message)
 
-    def _obey(self, message: Transit | Kill | Overview) -> None:
+    def _obey(self, message: FromSupervisor) -> None:
         if isinstance(message, Overview):
             self._repeat(message.beat)
         elif isinstance(message, Kill):
             self.get_logger().warning(f'told to kill {message.process}, pid {message.pid}')
-            killed = self._watched.kill(message)
-            self.get_logger().warning(killed.text)
-            self.count('kills', killed.ok and not killed.gone)
-            head = (message.id, self.board, self.start_id)
-            self._send(Result(*head, killed.ok, killed.text, gone=killed.gone))
+            self._killed(message.id, self._watched.kill(message))
+        elif isinstance(message, KillSilent):
+            self._killed(message.id, self._watched.kill_silent(message))
         else:
             self._asked.append(message)
             self._new_order.trigger()
         self.progress()
+
+    def _killed(self, number: int, killed: Killed) -> None:
+        if not killed.gone:
+            self.get_logger().warning(killed.text)
+        self.count('kills', killed.ok and not killed.gone)
+        head = (number, self.board, self.start_id)
+        self._send(Result(*head, killed.ok, killed.text, gone=killed.gone))
 
     def _repeat(self, beat: ProcessBeat) -> None:
         if time.monotonic() - self._heard_s > HEARD_S:
