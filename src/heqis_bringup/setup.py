@@ -36,6 +36,7 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
         *files_of('config'),
         *files_of('launch'),
+        *files_of('systemd'),
     ],
     install_requires=['heqis_core', 'numpy>=1.26', 'psutil>=5.9', 'PyYAML>=5.4', 'rich>=13'],
     extras_require={'test': ['pytest']},

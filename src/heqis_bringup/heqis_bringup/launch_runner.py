@@ -24,6 +24,7 @@ from typing import IO
 import yaml
 
 from heqis_bringup.ament import find_executable
+from heqis_bringup.child_watch import ENVIRONMENT, ChildWatch
 from heqis_bringup.launch_file import ProcessSpec
 from heqis_bringup.process_output import LineBuffer, LogFile
 from heqis_core.errors import ConfigError
@@ -86,6 +87,7 @@ class ProcessView:
     restarts: int
     last_exit: int | None
     tail: tuple[str, ...]
+    status: str = ''
 
 
 @dataclass
@@ -126,16 +128,25 @@ class LaunchRunner:
         *,
         console: Console | None = None,
         environ: Mapping[str, str] | None = None,
+        watch: ChildWatch | None = None,
     ) -> None:
         """Look up every executable; raise ConfigError if one is missing.
 
         `console(name, line)` is called from the runner's thread for each line that belongs on the
         screen and for the runner's own remarks. Every line goes to `<log_dir>/<name>.log` as well.
+        `watch` ends what stands still; the runner closes it.
         """
         self._environ = dict(os.environ if environ is None else environ)
         self._environ.setdefault('PYTHONUNBUFFERED', '1')
         self._environ.setdefault('RCUTILS_COLORIZED_OUTPUT', '0')
+        # What systemd gave is meant for the runner alone.
+        for name in ENVIRONMENT:
+            self._environ.pop(name, None)
+        self._watch = watch or ChildWatch()
+        self._environ.update(self._watch.environ())
         self._console = console
+        self.turns = 0
+        """How often the runner's thread has looked after everything."""
         self._log_dir = log_dir
         self._selector = selectors.DefaultSelector()
         # Plain flags: a signal handler may set them, whatever the main thread is doing then.
@@ -182,6 +193,7 @@ class LaunchRunner:
     def processes(self) -> list[ProcessView]:
         """Return the state of every process, in the order of the launch file."""
         with self._lock:
+            statuses = self._watch.statuses()
             return [
                 ProcessView(
                     p.name,
@@ -189,6 +201,7 @@ class LaunchRunner:
                     p.restarts,
                     p.last_exit,
                     tuple(p.tail),
+                    statuses.get(p.popen.pid, '') if p.popen else '',
                 )
                 for p in self._processes
             ]
@@ -198,12 +211,14 @@ class LaunchRunner:
         sent: list[signal.Signals] = []
         while True:
             now_s = time.monotonic()
+            self.turns += 1
             if self._stop:
                 stopping_at_s = now_s if stopping_at_s is None else stopping_at_s
                 after_s = SIGKILL_AFTER_S if self._stop_now else now_s - stopping_at_s
                 self._escalate(after_s, sent)
             else:
                 self._start_due(now_s)
+                self._end_overdue(now_s)
             self._forward(_TICK_S)
             for process in self._processes:
                 self._reap(process)
@@ -212,6 +227,7 @@ class LaunchRunner:
             ):
                 break
         self._selector.close()
+        self._watch.close()
         for process in self._processes:
             if process.log:
                 process.log.close()
@@ -257,6 +273,8 @@ class LaunchRunner:
             )
         with self._lock:
             process.popen = popen
+            speaks = process.spec.package.startswith('heqis_')
+            self._watch.started(popen.pid, process.started_s, speaks=speaks)
         self._remark(f'{process.name}: started with pid {popen.pid}')
 
     def _forward(self, timeout_s: float) -> None:
@@ -311,6 +329,8 @@ class LaunchRunner:
 
     def _ended(self, process: _Process, code: int, how: str) -> None:
         with self._lock:
+            if process.popen:
+                self._watch.ended(process.popen.pid)
             process.popen = None
             process.last_exit = code
         if self._stop or not process.spec.respawn:
@@ -328,6 +348,17 @@ class LaunchRunner:
         self._remark(
             f'{process.name}: ended ({how}); restart {process.restarts} in {delay_s:.1f} s'
         )
+
+    def _end_overdue(self, now_s: float) -> None:
+        with self._lock:
+            overdue = self._watch.look(now_s)
+        for pid, number, why in overdue:
+            name = next(p.name for p in self._processes if p.popen and p.popen.pid == pid)
+            self._remark(f'{name}: {why}, sending {number.name}')
+            if number == signal.SIGKILL:
+                _signal_group(pid, number)
+            else:
+                os.kill(pid, number)
 
     def _escalate(self, after_s: float, sent: list[signal.Signals]) -> None:
         for due_s, number in (

@@ -17,10 +17,13 @@ from pathlib import Path
 from types import FrameType
 
 from heqis_bringup.ament import find_executable, find_share
+from heqis_bringup.child_watch import ENVIRONMENT
 from heqis_bringup.launch_file import LaunchPlan, load_launch, parse_arguments
 from heqis_bringup.launch_runner import LaunchRunner
+from heqis_bringup.service import Service
 from heqis_core.bundle import Bundle, manifest_check
 from heqis_core.errors import ConfigError
+from heqis_core.io.notify import Notifier
 from heqis_gateway.sources import read_sources
 
 TARGETS = ('all', 'gateway', 'compute', 'replay', 'dashboard')
@@ -84,20 +87,30 @@ def run(args: argparse.Namespace) -> int:
         print(f'heqis up: {target} by ros2 launch', flush=True)
         # The time-outs make every process gone within 5 s, as with our own runner.
         words += ['sigterm_timeout:=2', 'sigkill_timeout:=1.5']
+        leave_to_ros2(Notifier())
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's `&` would have it ignored
         os.execvp('ros2', ['ros2', 'launch', str(path), *words])
     why = 'as asked' if args.runner else 'no usable ros2 launch on this machine'
     log_dir = args.log_dir or log_folder(plan, target)
     runner = LaunchRunner(plan.processes, log_dir, console=_console)
-    with only_one(log_dir), stop_signals(lambda again: runner.stop(now=again)) as stopped:
+    service = Service(runner, Notifier())
+    with only_one(log_dir), stop_signals(lambda again: service.stop(now=again)) as stopped:
         print(
             f'heqis up: {target} by the runner of HEQIS ({why}), logs in {log_dir}',
             flush=True,
         )
         with runner:
             while not runner.join(0.2):
-                pass
+                service.tell()
     return 0 if stopped() else 1
+
+
+def leave_to_ros2(notifier: Notifier) -> None:
+    """Say READY for `ros2 launch`, which tells systemd nothing: it is watched no further."""
+    notifier.send('READY=1', 'STATUS=ros2 launch')
+    notifier.watch(0)
+    for name in ENVIRONMENT:
+        os.environ.pop(name, None)
 
 
 def check_bundle(plan: LaunchPlan) -> None:

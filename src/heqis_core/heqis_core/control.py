@@ -163,6 +163,22 @@ class Kill(msgspec.Struct, frozen=True, tag='kill', tag_field='kind'):
     proc_start: int
 
 
+class KillSilent(msgspec.Struct, frozen=True, tag='kill_silent', tag_field='kind'):
+    """Supervisor to agent: end what launch runs as a process and what has long been silent.
+
+    What stops before its first heartbeat has no identity that the supervisor could name.
+
+    Attributes:
+        id: names this command; its result carries the same.
+        process: name of the process; its executable has the same name.
+        silent_ms: only if it began, and was last heard by the agent, at least this long ago.
+    """
+
+    id: int
+    process: str
+    silent_ms: int
+
+
 class Result(msgspec.Struct, frozen=True, tag='result', tag_field='kind'):
     """Agent to supervisor: what became of a command.
 
@@ -173,7 +189,7 @@ class Result(msgspec.Struct, frozen=True, tag='result', tag_field='kind'):
         ok: whether it was done.
         text: why not, in one line.
         state: state of the node that the agent knows of after a transition; UNKNOWN otherwise.
-        gone: the process that was to be killed had ended before.
+        gone: there was nothing to kill: the process had ended before, or was never there.
     """
 
     id: int
@@ -192,7 +208,7 @@ class Overview(msgspec.Struct, frozen=True, tag='overview', tag_field='kind'):
 
 
 FromAgent = Union[Hello, Beats, Result]  # noqa: UP007 -- a value, and Python 3.10 reads it too
-FromSupervisor = Union[Transit, Kill, Overview]  # noqa: UP007
+FromSupervisor = Union[Transit, Kill, KillSilent, Overview]  # noqa: UP007
 
 _HEAD = bytes([CONTROL_VERSION])
 _ENCODER = msgspec.msgpack.Encoder()

@@ -14,6 +14,7 @@ from heqis_core.control import (
     Beats,
     Hello,
     Kill,
+    KillSilent,
     NodeBeat,
     NodeState,
     Overview,
@@ -45,6 +46,7 @@ FROM_AGENT = [
 FROM_SUPERVISOR = [
     Transit(3, '/heqis/compute', Transition.CONFIGURE, 60_000),
     Kill(4, 'compute', 41, 5, 'b', 77),
+    KillSilent(5, 'compute', 15_000),
     Overview(BEAT),
 ]
 

@@ -27,6 +27,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from heqis_core.errors import ConfigError
+from heqis_core.io.notify import Notifier
 from heqis_msgs.msg import NodeStatus
 from heqis_ros.heartbeat import HeartbeatThread, rate_hz
 from heqis_ros.node import ManagedNode
@@ -93,6 +94,7 @@ def run_process(
     # `kill -USR1` prints where every thread is: what a hung process can still say.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signals = _Signals(name)
+    starter = Notifier()
     nodes: list[ManagedNode] = []
     heartbeat: HeartbeatThread | None = None
     executor: SingleThreadedExecutor | None = None
@@ -109,6 +111,7 @@ def run_process(
         for node in nodes:
             node.accept_siblings(nodes)
         heartbeat = HeartbeatThread(name, nodes, rate=rate)
+        starter.ready()
         code = 1
         _spin(executor, nodes, signals)
         code = 0
@@ -118,6 +121,8 @@ def run_process(
         what = 'cannot start' if code == 2 else 'failed'
         _say(f'{name}: {what}: {type(error).__name__}: {one_line(error)}')
     finally:
+        starter.stopping()
+        starter.close()
         code = max(code, _end(nodes, heartbeat, executor))
         signals.finished()
     return code

@@ -23,8 +23,10 @@ from heqis_core.control import (
     GOAL,
     Beats,
     FromAgent,
+    FromSupervisor,
     Hello,
     Kill,
+    KillSilent,
     Overview,
     ProcessBeat,
     Result,
@@ -33,6 +35,7 @@ from heqis_core.control import (
 )
 from heqis_core.errors import WireError
 from heqis_core.io.control_link import AgentLink
+from heqis_core.io.notify import Notifier
 from heqis_core.io.zmq_security import optional_security
 from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos, vitals
@@ -40,8 +43,9 @@ from heqis_ros.convert_health import beat_to_msg, msg_to_beat
 from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
-from heqis_supervisor.board import Watched
+from heqis_supervisor.board import Killed, Watched
 from heqis_supervisor.params import AGENT
+from heqis_supervisor.pulse import Pulse
 
 POLL_MS = 50
 BUSY_POLL_MS = 10
@@ -120,6 +124,11 @@ class AgentNode(ManagedNode):
         self.worker('link', self._run)
         self.set_info(f'supervisor at {params.control_endpoint}')
 
+    def activate(self) -> None:
+        """Let whoever started this process watch over it: nobody else could end it."""
+        pulse = self._pulse = Pulse(Notifier())
+        self.defer(lambda: pulse.end(fault=bool(self._fault)))
+
     def deactivate(self) -> None:
         """Forget what was under way."""
         self._orders.clear()
@@ -132,6 +141,7 @@ class AgentNode(ManagedNode):
     def _run(self, stop: threading.Event) -> None:
         hello_s = float('-inf')
         while not stop.is_set():
+            self._pulse.beat(self.vitals.spin_count)
             now = time.monotonic()
             if now - hello_s >= HELLO_S:
                 hello_s = now
@@ -165,20 +175,25 @@ class AgentNode(ManagedNode):
     def _send(self, message: FromAgent) -> None:
         self._link.send(message)
 
-    def _obey(self, message: Transit | Kill | Overview) -> None:
+    def _obey(self, message: FromSupervisor) -> None:
         if isinstance(message, Overview):
             self._repeat(message.beat)
         elif isinstance(message, Kill):
             self.get_logger().warning(f'told to kill {message.process}, pid {message.pid}')
-            killed = self._watched.kill(message)
-            self.get_logger().warning(killed.text)
-            self.count('kills', killed.ok and not killed.gone)
-            head = (message.id, self.board, self.start_id)
-            self._send(Result(*head, killed.ok, killed.text, gone=killed.gone))
+            self._killed(message.id, self._watched.kill(message))
+        elif isinstance(message, KillSilent):
+            self._killed(message.id, self._watched.kill_silent(message))
         else:
             self._asked.append(message)
             self._new_order.trigger()
         self.progress()
+
+    def _killed(self, number: int, killed: Killed) -> None:
+        if not killed.gone:
+            self.get_logger().warning(killed.text)
+        self.count('kills', killed.ok and not killed.gone)
+        head = (number, self.board, self.start_id)
+        self._send(Result(*head, killed.ok, killed.text, gone=killed.gone))
 
     def _repeat(self, beat: ProcessBeat) -> None:
         if time.monotonic() - self._heard_s > HEARD_S:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from heqis_core.control import (
     FromAgent,
     Kill,
+    KillSilent,
     Level,
     NodeState,
     ProcessBeat,
@@ -76,7 +77,7 @@ class Command:
     """Action: send this to the agent of a board."""
 
     board: str
-    message: Transit | Kill
+    message: Transit | Kill | KillSilent
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ class ProcessMind:
         restarts: starts after the first, as far as anyone has seen.
         killing: the kill in flight.
         kills, retry_s: kills without effect in a row, and not before when the next.
+        search, search_s: the search for a start that never spoke, and not before when the next.
+        searched: how often one was found and ended, in a row.
         trouble: lost, hung, deaf, stuck or finalized; empty if none.
         latched: why nothing is tried any more; empty if not.
         step, reason: verdict of the last update.
@@ -194,6 +197,9 @@ class ProcessMind:
     killing: Killing | None = None
     kills: int = 0
     retry_s: float = 0.0
+    search: int = 0
+    search_s: float = 0.0
+    searched: int = 0
     trouble: str = ''
     latched: str = ''
     step: Step = Step.NONE

@@ -161,7 +161,7 @@ class Turn:
     def _new_start(self, rule: ProcessRule, mind: ProcessMind, beat: ProcessBeat) -> None:
         key = rule.key
         if mind.beat is None:
-            self.set_process(key, began_s=self.now)
+            self.set_process(key, began_s=self.now, searched=0)
         else:
             oldest = self.now - rule.restarts_window_s
             births = (*(born for born in mind.births if born > oldest), self.now)
@@ -177,6 +177,7 @@ class Turn:
                 restarts=mind.restarts + 1,
                 killing=None,
                 kills=0,
+                searched=0,
                 retry_s=0.0,
                 trouble='',
             )
@@ -255,6 +256,9 @@ class Turn:
             if killing is not None and killing.id == result.id and not killing.confirmed:
                 self._hear_killed(key, result)
                 return
+            if process.search and process.search == result.id:
+                self._hear_searched(key, result)
+                return
 
     def _hear_killed(self, key: str, result: Result) -> None:
         mind = self.processes[key]
@@ -267,6 +271,18 @@ class Turn:
             self.note(Level.WARN, kind, key, f'{mind.trouble}: {result.text}')
         else:
             self.kill_failed(key, result.text)
+
+    def _hear_searched(self, key: str, result: Result) -> None:
+        mind, rule = self.processes[key], self.rules.processes[key]
+        self.set_process(key, search=0)
+        if not result.ok:
+            self.note(Level.ERROR, 'kill_failed', key, result.text)
+        elif not result.gone:
+            searched = mind.searched + 1
+            self.set_process(key, searched=searched)
+            self.note(Level.WARN, 'killed', key, f'never reported in: {result.text}')
+            if searched > rule.restarts_max:
+                self.latch_process(key, f'{searched} starts in a row never reported in')
 
     # --- what follows from an answer ---
 

@@ -126,6 +126,22 @@ SUPERVISOR = ParamTable(
             minimum=50,
             maximum=60_000,
         ),
+        Param(
+            'watchdog_device',
+            str,
+            '',
+            'Hardware watchdog of the board, as /dev/watchdog: it resets the board when the '
+            'supervisor stands still or stays away; empty: none.',
+        ),
+        Param(
+            'watchdog_timeout_s',
+            int,
+            30,
+            'Time until it does; longer than a new supervisor takes to start.',
+            unit='s',
+            minimum=5,
+            maximum=3600,
+        ),
         *_KEYS,
     ],
 )

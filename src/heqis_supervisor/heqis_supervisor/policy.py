@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from heqis_core.control import Kill, Level, NodeState, Transit, Transition
+from heqis_core.control import Kill, KillSilent, Level, NodeState, Transit, Transition
 from heqis_supervisor.facts import (
     Action,
     Command,
@@ -26,7 +26,14 @@ from heqis_supervisor.facts import (
     Step,
 )
 from heqis_supervisor.hearing import AGENT_LEASE_S, Turn
-from heqis_supervisor.processes import BEGIN_MAX_S, NOT_BACK, judge_process, left_out, timeout_s
+from heqis_supervisor.processes import (
+    BEGIN_MAX_S,
+    NOT_BACK,
+    is_late,
+    judge_process,
+    left_out,
+    timeout_s,
+)
 from heqis_supervisor.reset.policy import judge_resets
 from heqis_supervisor.rules import NodeRule, ProcessRule, Rules
 
@@ -36,6 +43,10 @@ AGENT_PATIENCE_S = 2 * BEGIN_MAX_S
 DEPTH_S = 1.0
 UNSEEN_S = 3.0
 """Time for a process to name its nodes."""
+SEARCH_S = 10.0
+"""Between two searches for a process that never spoke."""
+SLOWEST_START_S = 120.0
+"""No start takes longer, however busy the board is."""
 ENDING_S = 3.0
 """Time for a process whose nodes are finalized to end: that is how every clean stop looks."""
 
@@ -103,6 +114,8 @@ def _take_back(turn: Turn, unsent: tuple[int, ...]) -> None:
     for key, process in list(turn.processes.items()):
         if process.killing is not None and process.killing.id in unsent:
             turn.set_process(key, killing=None, retry_s=turn.now + 0.2)
+        if process.search in unsent:
+            turn.set_process(key, search=0, search_s=turn.now + 0.2)
 
 
 def _clear(turn: Turn, cleared: tuple[str, ...]) -> None:
@@ -113,7 +126,7 @@ def _clear(turn: Turn, cleared: tuple[str, ...]) -> None:
             turn.note(Level.INFO, 'cleared', name, 'cleared by a person')
     for key, process in list(turn.processes.items()):
         if process.latched and (everything or key in cleared):
-            turn.set_process(key, latched='', kills=0, births=(), retry_s=0.0)
+            turn.set_process(key, latched='', kills=0, searched=0, births=(), retry_s=0.0)
             turn.note(Level.INFO, 'cleared', key, 'cleared by a person')
     for board, reset in list(turn.resets.items()):
         if reset.latched and (everything or f'board/{board}' in cleared):
@@ -237,12 +250,17 @@ def _given_up(turn: Turn, rule: NodeRule) -> bool:
 
 def _plan(turn: Turn, key: str, rule: ProcessRule) -> None:
     mind = turn.processes[key]
-    if mind.beat is None or not turn.board_heard(rule.board):
+    if not turn.board_heard(rule.board):
         return
     if mind.latched:
         turn.set_process(key, step=Step.SAFE_LATCH, reason=mind.latched)
+    elif mind.beat is None:
+        if is_late(turn, rule):
+            _plan_search(turn, key, rule)
     elif mind.trouble:
         missed = mind.killing is not None and mind.killing.missed
+        if missed:
+            _plan_search(turn, key, rule)
         reason = f'{mind.trouble}; {NOT_BACK}' if missed else mind.trouble
         turn.set_process(key, step=Step.RESTART_PROCESS, reason=reason)
         _plan_kill(turn, key, rule)
@@ -263,6 +281,19 @@ def _plan_kill(turn: Turn, key: str, rule: ProcessRule) -> None:
     turn.actions.append(Command(rule.board, order))
     for name in rule.nodes:
         turn.set_node(name, running=None, expect=None)
+
+
+def _plan_search(turn: Turn, key: str, rule: ProcessRule) -> None:
+    """Have the agent end what launch runs as this process and nobody hears."""
+    mind = turn.processes[key]
+    if turn.now < mind.search_s or not rule.kill:
+        return
+    # Perhaps it is only slow to start: it gets twice the time after each that was ended.
+    silent_s = min(rule.respawn_s * 2.0**mind.searched, max(rule.respawn_s, SLOWEST_START_S))
+    order = KillSilent(turn.next_id, rule.name, int(silent_s * 1000))
+    turn.set_process(key, search=turn.next_id, search_s=turn.now + SEARCH_S)
+    turn.next_id += 1
+    turn.actions.append(Command(rule.board, order))
 
 
 def _plan_transition(turn: Turn, rule: ProcessRule) -> None:

@@ -29,7 +29,7 @@ NOT_BACK = 'killed, and nobody started it again; is respawn set in the launch fi
 
 def left_out(rule: ProcessRule, mind: ProcessMind) -> bool:
     """Whether a process is not there and need not be: optional, and never heard of."""
-    return rule.optional and mind.beat is None
+    return rule.optional and mind.beat is None and not mind.latched
 
 
 def judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
@@ -62,9 +62,15 @@ def judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
         turn.latch_process(key, why.removesuffix('; last: '))
 
 
+def is_late(turn: Turn, rule: ProcessRule) -> bool:
+    """Whether a process that nobody has heard should have been: launch had the time for it."""
+    return turn.now - turn.before.since_s > rule.respawn_s
+
+
 def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
-    waited = turn.now - turn.before.since_s
-    late = waited > rule.respawn_s
+    if turn.processes[key].latched:
+        return
+    late = is_late(turn, rule)
     reason = 'has not reported in yet'
     if late:
         reason = f'never reported in; is it in the launch file of board {rule.board}?'

@@ -21,6 +21,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from heqis_core.control import Event, FromAgent, Level, Overview, Result
 from heqis_core.io.control_link import SupervisorLink
+from heqis_core.io.notify import Notifier
 from heqis_core.io.zmq_security import optional_security
 from heqis_msgs.msg import Event as EventMsg
 from heqis_msgs.srv import ClearLatch, ResetBoard
@@ -33,11 +34,13 @@ from heqis_supervisor.facts import Asked, Command, Facts, Note, Reset, State
 from heqis_supervisor.health import Health, overall, report
 from heqis_supervisor.params import SUPERVISOR
 from heqis_supervisor.policy import initial, latched, update
+from heqis_supervisor.pulse import Pulse
 from heqis_supervisor.reset.actuator import Actuator
 from heqis_supervisor.reset.drivers import make_driver
 from heqis_supervisor.reset.policy import refusal
 from heqis_supervisor.reset.rules import load_resets
 from heqis_supervisor.rules import load_rules
+from heqis_supervisor.watchdog_device import WatchdogDevice
 
 _T = TypeVar('_T')
 LOOK_S = 0.1
@@ -86,6 +89,14 @@ class SupervisorNode(ManagedNode):
         self._cleared.clear()
         known = {} if self._reset is None else self._reset.begin()
         self._state = initial(self._rules, time.monotonic(), known)
+        self._be_watched()
+
+    def _be_watched(self) -> None:
+        """Let whoever started this process, and the board's watchdog, watch over it."""
+        path = self.params.watchdog_device
+        device = WatchdogDevice(path, self.params.watchdog_timeout_s) if path else None
+        pulse = self._pulse = Pulse(Notifier(), device)
+        self.defer(lambda: pulse.end(fault=bool(self._fault)))
 
     def deactivate(self) -> None:
         """Hold nothing any more."""
@@ -110,6 +121,7 @@ class SupervisorNode(ManagedNode):
             for beat in self._ears.take():
                 if beat.start_id == self.start_id:
                     self._link.broadcast(Overview(msg_to_beat(beat)))
+            self._pulse.beat(self.vitals.spin_count)
             if state.time_s - looked_s >= LOOK_S:
                 looked_s = state.time_s
                 self._look(state)
@@ -178,6 +190,7 @@ class SupervisorNode(ManagedNode):
     def _tell(self, state: State, parts: list[Health]) -> None:
         level, text = overall(parts)
         self.set_info(text)
+        self._pulse.tell(text)
         self.set_counter('hold', int(state.hold))
         for key, mind in state.processes.items():
             self.set_counter(f'restarts.{key}', mind.restarts)
@@ -188,6 +201,7 @@ class SupervisorNode(ManagedNode):
             self.set_counter(f'resets.{board}', len(reset.begun_s))
         if self._reset is not None:
             self.tell_fault(self._reset.error, 'reset')
+        self.tell_fault(self._pulse.fault, 'watchdog')
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         whole = Health('graph', self.board, level, text, {'hold': str(state.hold).lower()})

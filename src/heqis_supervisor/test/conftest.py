@@ -21,6 +21,7 @@ from heqis_core.control import (
     Beats,
     Hello,
     Kill,
+    KillSilent,
     NodeBeat,
     NodeState,
     ProcessBeat,
@@ -65,6 +66,7 @@ class SimProcess:
     stopped: bool = False
     hung: bool = False
     born_s: float = 0.0
+    spoke_s: float = 0.0
     restarts: int = 0
     spin_s: float = 0.0
 
@@ -90,6 +92,8 @@ class World:
     """So many orders do not reach their node yet."""
     kill_fails: set[str] = field(default_factory=set)
     no_respawn: set[str] = field(default_factory=set)
+    silent_kills: int = 0
+    """How many starts were ended whose identity the supervisor does not know."""
     left_out: set[str] = field(default_factory=set)
     """Processes that nobody starts; take one away and it is started."""
     commands: list[tuple[float, Command]] = field(default_factory=list)
@@ -163,6 +167,8 @@ class World:
                 self._unsent.append(action.message.id)
             elif isinstance(action.message, Kill):
                 self._kill(action.board, action.message)
+            elif isinstance(action.message, KillSilent):
+                self._kill_silent(action.board, action.message)
             else:
                 self._order(action.board, action.message)
 
@@ -207,6 +213,9 @@ class World:
             node.__dict__.update(SimNode(node.name, state).__dict__)
 
     def _beat(self) -> None:
+        for process in self.processes.values():
+            if process.alive and not process.stopped:
+                process.spoke_s = self.now
         for board in self.rules.boards:
             if board in self.cut:
                 continue
@@ -308,6 +317,15 @@ class World:
         self._post(
             Result(order.id, board, self.agent_ids.get(board, 1), True, f'killed {order.pid}')
         )
+
+    def _kill_silent(self, board: str, order: KillSilent) -> None:
+        process = self.processes[f'{board}/{order.process}']
+        silent_s = self.now - max(process.born_s, process.spoke_s)
+        found = process.alive and silent_s >= order.silent_ms / 1000
+        if found:
+            self.die(process.key)
+        self.silent_kills += found
+        self._post(Result(order.id, board, self.agent_ids.get(board, 1), True, '', gone=not found))
 
     # --- faults ---
 
@@ -462,6 +480,7 @@ class RealGraph:
         self.endpoint = f'tcp://127.0.0.1:{free_port()}'
         self.rules = folder / 'graph.yaml'
         self.rules.write_text(GRAPH.format(lease_ms=lease_ms))
+        self.commands = dict(COMMANDS)
         self.running: dict[str, subprocess.Popen] = {}
         self.starts: dict[str, int] = {}
         self.respawn = True
@@ -494,7 +513,7 @@ class RealGraph:
 
     def start(self, *names: str) -> None:
         for name in names:
-            board, command = COMMANDS[name]
+            board, command = self.commands[name]
             arguments = [
                 '--ros-args',
                 '-r',
@@ -506,7 +525,7 @@ class RealGraph:
                 arguments += ['-p', f'graph:={self.rules}']
                 for param, value in self.supervisor_params.items():
                     arguments += ['-p', f'{param}:={value}']
-            if command[0].endswith('fake_process.py'):
+            if name in ('store', 'brain'):
                 arguments = arguments[:3]
             self.starts[name] = self.starts.get(name, 0) + 1
             with (self.folder / f'{name}.log').open('a') as log:

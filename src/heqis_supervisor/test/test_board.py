@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from heqis_core.control import Kill, NodeBeat, ProcessBeat
-from heqis_supervisor.board import Watched, start_ticks
+from heqis_core.control import Kill, KillSilent, NodeBeat, ProcessBeat
+from heqis_core.testing import wait_until
+from heqis_supervisor.board import Watched, age_s, launched, start_ticks
 
 BOOT = 'this-boot'
 
@@ -100,6 +102,60 @@ def test_a_process_that_has_ended_is_gone(watched, child) -> None:
     child.kill()
     child.wait()
     assert watched.kill(order(seen)).gone
+
+
+@pytest.fixture
+def start_named(tmp_path: Path, monkeypatch) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a script of a name, as launch does on a board."""
+    running: list[subprocess.Popen] = []
+
+    def start(name: str, board: str = 'compute') -> subprocess.Popen:
+        script = tmp_path / name
+        script.write_text(f'#!{sys.executable} -S\nimport time\ntime.sleep(60)\n')
+        script.chmod(0o755)
+        environ = {**os.environ, 'HEQIS_BOARD': board}
+        running.append(subprocess.Popen([str(script), '--ros-args'], env=environ))
+        return running[-1]
+
+    # The launch whose processes are meant is the agent's parent: here, the test itself.
+    monkeypatch.setattr(os, 'getppid', os.getpid)
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_what_launch_runs_under_a_name_is_found_and_nothing_else(start_named) -> None:
+    one, other = start_named('brain'), start_named('brain')
+    start_named('brainstem')
+    start_named('brain', board='compute2')
+    assert sorted(launched('brain', 'compute')) == sorted([one.pid, other.pid])
+    assert list(launched('brain', 'gateway')) == []
+    assert 0 <= age_s(start_ticks(one.pid)) < 60
+
+
+def test_only_what_is_old_enough_and_silent_is_ended(watched, start_named) -> None:
+    stopped, speaks = start_named('brain'), start_named('brain')
+    stopped.send_signal(signal.SIGSTOP)
+    young = watched.kill_silent(KillSilent(1, 'brain', 60_000))
+    assert young == (True, 'no process brain runs here that was silent for 60 s', True)
+    wait_until(lambda: age_s(start_ticks(speaks.pid)) > 0.5, 5)
+    watched.take(beat(speaks.pid))
+    killed = watched.kill_silent(KillSilent(2, 'brain', 400))
+    assert killed == (True, f'pid {stopped.pid} was killed', False)
+    assert stopped.wait(5) == -signal.SIGKILL
+    assert speaks.poll() is None
+    nobody = watched.kill_silent(KillSilent(3, 'heart', 0))
+    assert (nobody.ok, nobody.gone) == (True, True)
+
+
+def test_what_spoke_long_ago_is_ended_too(watched, start_named) -> None:
+    process = start_named('brain')
+    watched.take(beat(process.pid))
+    order = KillSilent(1, 'brain', 300)
+    assert watched.kill_silent(order).gone
+    wait_until(lambda: not watched.kill_silent(order).gone, 5, 'it is silent for long enough')
+    assert process.wait(5) == -signal.SIGKILL
 
 
 def test_start_ticks_of_nobody_and_of_odd_names() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from heqis_core.control import (
     Beats,
     Kill,
+    KillSilent,
     Level,
     NodeBeat,
     NodeState,
@@ -428,10 +430,114 @@ def test_a_process_that_never_reports_in_becomes_an_error(world) -> None:
     world.processes['compute/compute'].stopped = True
     world.run(5)
     assert health(world, 'process/compute/compute').level == Level.WARN
+    world.no_respawn.add('compute/compute')
+    world.die('compute/compute')
     world.run(15)
     part = health(world, 'process/compute/compute')
     assert part.level == Level.ERROR
     assert 'never reported in' in part.message
+    world.run(120)
+    assert world.kinds().count('process_missing') == 1
+    assert world.silent_kills == 0
+    assert 'killed' not in world.kinds()
+
+
+def test_a_process_that_stops_before_its_first_heartbeat_is_ended_and_started_again(
+    world,
+) -> None:
+    world.processes['compute/compute'].stopped = True
+    respawn_s = world.rules.processes['compute/compute'].respawn_s
+    assert respawn_s < world.run_until(world.all_active, 30) < respawn_s + 3
+    assert world.silent_kills == 1
+    assert world.kills() == []
+    killed = next(note for note in world.notes if note.kind == 'killed')
+    assert (killed.subject, killed.level) == ('compute/compute', Level.WARN)
+    world.run(15)
+    assert overall(report(world.rules, world.state))[0] == Level.INFO
+
+
+def test_a_new_start_that_stops_before_its_first_heartbeat_is_ended_too(world) -> None:
+    up(world)
+    process = world.processes['compute/compute']
+    world.die(process.key)
+    world.run_until(lambda: process.alive, 5)
+    process.stopped = True
+    assert process.count == 0
+    assert world.run_until(world.all_active, 60) < 30
+    assert world.silent_kills == 1
+
+
+def test_a_new_supervisor_ends_what_stopped_before_it_came(world) -> None:
+    up(world)
+    world.processes['compute/compute'].stopped = True
+    world.restart_supervisor()
+    world.run_until(world.all_active, 30)
+    assert world.silent_kills == 1
+    assert {node for node, _ in world.transitions()} == {'compute'}
+
+
+def never_speaks(world, process):
+    """Let a process be silent in every start, until the function that is returned is called."""
+    start = world._start
+
+    def silent(one) -> None:
+        start(one)
+        process.stopped = True
+
+    process.stopped, world._start = True, silent
+    return lambda: setattr(world, '_start', start)
+
+
+def test_a_process_that_is_slow_to_start_gets_twice_the_time_each_time_and_then_all(
+    world,
+) -> None:
+    process = world.processes['compute/compute']
+    speak = never_speaks(world, process)
+    lived = []
+    for _ in range(3):
+        world.run_until(lambda: process.alive, 5)
+        born_s = process.born_s
+        world.run_until(lambda: not process.alive, 200)
+        lived.append(world.now - born_s)
+    assert all(limit <= took < limit + 11 for took, limit in zip(lived, (15, 30, 60), strict=True))
+    speak()
+    world.run_until(lambda: process.alive, 5)
+    world.run_until(world.all_active, 10)
+    assert world.state.processes['compute/compute'].searched == 0
+
+
+def test_starts_that_never_speak_are_given_up_until_a_person_says_so(
+    make_world, shipped_rules
+) -> None:
+    few = {key: replace(r, restarts_max=2) for key, r in shipped_rules.processes.items()}
+    world = make_world(rules=replace(shipped_rules, processes=few))
+    process = world.processes['compute/compute']
+    speak = never_speaks(world, process)
+    world.tick()
+    world.run_until(lambda: bool(world.state.processes[process.key].latched), 2000)
+    assert world.silent_kills == 3
+    part = health(world, 'process/compute/compute')
+    assert (part.level, part.values['step']) == (Level.ERROR, 'SAFE_LATCH')
+    assert '3 starts in a row never reported in' in part.message
+    told = len(world.notes)
+    world.run(150)
+    assert world.silent_kills == 3
+    assert len(world.notes) == told
+    speak()
+    world.cleared = ('compute/compute',)
+    world.run_until(world.all_active, 60)
+
+
+def test_an_order_to_look_that_no_agent_took_is_given_again(world) -> None:
+    world.processes['compute/compute'].stopped = True
+    world.run(14)
+    world.cut.add('compute')
+    world.run(1.3)
+    searches = [c for _, c in world.commands if isinstance(c.message, KillSilent)]
+    assert searches
+    world.cut.clear()
+    world.run_until(world.all_active, 20)
+    assert world.silent_kills == 1
 
 
 # --- optional processes ---
@@ -661,6 +767,11 @@ class Watched:
             finalized = any(node.state == NodeState.FINALIZED for node in process.nodes)
             same = process.start_id == order.start_id
             assert not (well and same) or finalized, 'never a process that is well'
+        elif isinstance(order, KillSilent):
+            process = world.processes[f'{command.board}/{order.process}']
+            silent_s = world.now - max(process.spoke_s, process.born_s)
+            well = process.alive and not process.stopped
+            assert not (well and silent_s > order.silent_ms / 1000), 'never a process that is well'
         elif order.transition == Transition.ACTIVATE:
             rule = world.rules.nodes[order.node[7:]]
             for other in rule.depends_on:
@@ -692,9 +803,7 @@ def test_whatever_happens_no_healthy_process_is_killed_and_all_comes_back(
         if fault == 'die' and process.alive:
             world.die(process.key)
         elif fault == 'stop':
-            # What stops before its first heartbeat has no pid that anyone knows: it is reported
-            # as missing, and nobody can end it from here.
-            process.stopped = process.alive and process.count > 0
+            process.stopped = process.alive
         elif fault == 'hang':
             process.hung = process.alive
         elif fault == 'cut':
@@ -722,14 +831,12 @@ def test_whatever_happens_no_healthy_process_is_killed_and_all_comes_back(
     world.cut.clear()
     world.run(0.2)
     world.cleared = ('*',)
-    if world.state is None or not any(
-        mind.beat is None for mind in world.state.processes.values()
-    ):
-        world.run_until(world.all_active, 60)
-        world.run(12)
-        # What hung is found only now where its limit is long, and orders may still be lost.
-        well = Level.INFO, 'all nodes are active'
-        world.run_until(lambda: overall(report(world.rules, world.state)) == well, 60)
+    # What stopped before anybody heard it is given time to start, and each next one twice as much.
+    world.run_until(world.all_active, 200)
+    world.run(12)
+    # What hung is found only now where its limit is long, and orders may still be lost.
+    well = Level.INFO, 'all nodes are active'
+    world.run_until(lambda: overall(report(world.rules, world.state)) == well, 60)
     ids = [command.message.id for _, command in world.commands]
     assert len(ids) >= len(set(ids))
     assert all(mind.step == Step.NONE or mind.reason for mind in world.state.nodes.values())

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +94,34 @@ def test_a_stopped_process_is_killed_within_its_lease(real_graph) -> None:
     assert real_graph.running['store'].pid != pid
     lost = next(event for event in real_graph.events if event.kind == 'process_lost')
     assert 'silent for' in lost.text
+
+
+def test_a_process_that_stops_before_its_first_heartbeat_is_ended_and_comes_up(
+    real_graph,
+) -> None:
+    # Named as launch names it; `respawn_ms` is what the rules give a process to start.
+    script = real_graph.folder / 'brain'
+    fake = Path(__file__).with_name('fake_process.py')
+    script.write_text(
+        f'#!{sys.executable}\nimport runpy, sys\nsys.argv[0] = {str(fake)!r}\n'
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    real_graph.rules.write_text(
+        real_graph.rules.read_text().replace('respawn_ms: 15000', 'respawn_ms: 5000')
+    )
+    real_graph.start(*ALL[:-1])
+    real_graph.commands['brain'] = ('compute', [str(script), 'brain', 'thinker'])
+    real_graph.start('brain')
+    pid = real_graph.running['brain'].pid
+    real_graph.signal('brain', signal.SIGSTOP)
+    real_graph.until(
+        lambda: 'killed compute/brain' in kinds(real_graph), UP_S, 'the end of what is silent'
+    )
+    killed = next(
+        e for e in real_graph.events if (e.kind, e.subject) == ('killed', 'compute/brain')
+    )
+    assert f'pid {pid} was killed' in killed.text
+    real_graph.until(lambda: real_graph.well() and len(real_graph.beats) == 5, UP_S, 'all is well')
 
 
 def test_a_hung_executor_is_killed_although_its_heartbeat_goes_on(real_graph) -> None:
