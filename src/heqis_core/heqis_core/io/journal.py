@@ -15,9 +15,10 @@ more.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,13 @@ from heqis_core.io.journal_reader import JournalReader
 
 MAX_PREDICTIONS = 50_000
 MAX_EVENTS = 200_000
+DROP_DECISIONS = 10_000
+"""Most decisions that one transaction drops: a commit that comes meanwhile waits for it."""
+DROP_EVENTS = 500
+_DROP_FRAMES = 64
 _TRIM_EVERY = 256
+_COMMITTED = int(Stage.COMMITTED)
+_NEVER = -(1 << 63)
 
 _INSERT_FRAME = (
     'INSERT INTO frames VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) '
@@ -75,7 +82,6 @@ class Journal(JournalReader):
         self._closed = False
         self._limits = {'predictions': max_predictions, 'events': max_events}
         self._since_trim = 0
-        self._index: list[tuple[int, int, str, int, int, float]] = []
         self._universes: dict[tuple[str, ...], int] = {}
         self._latest: tuple[tuple[str, ...] | None, int] = (None, 0)
         self._names: dict[str, tuple[str, ...]] = {}
@@ -83,6 +89,7 @@ class Journal(JournalReader):
         self._unwritten_commit: tuple[int, int, int] | None = None
         self._published = int(self.get_meta('published') or 0)
         self._published_written = self._published
+        self._floors: dict[str, int] = json.loads(self.get_meta('floors') or '{}')
 
     @classmethod
     def open(
@@ -161,28 +168,24 @@ class Journal(JournalReader):
         Raises JournalError if nothing could be written: then no frame of this call is in the
         journal, and the call may be repeated.
         """
-        new: list[bool] = []
         if not (decisions or predictions or events):
-            return new
-        first_id = next_id = self._next_id
+            return []
         with self._transaction():
-            for item in decisions:
-                fresh = self._insert(next_id, item)
-                next_id += fresh
-                new.append(fresh)
+            new = self._insert_frames(decisions) if decisions else []
+            for item, fresh in zip(decisions, new, strict=True):
                 if not fresh:
                     self._compare_with_first(item)
-            self._write_index()
             self._insert_predictions(predictions)
             self._insert_events(events)
-        self.duplicates += len(new) - (next_id - first_id)
-        if next_id > first_id:
+        n_new = sum(new)
+        self.duplicates += len(new) - n_new
+        if n_new:
             now = time.time_ns()
-            self._unwritten_commit = (first_id, next_id - 1, now)
-            self._next_id = next_id
+            self._unwritten_commit = (self._next_id, self._next_id + n_new - 1, now)
+            self._next_id += n_new
             for item, fresh in zip(decisions, new, strict=True):
                 if fresh:
-                    item.stamps[Stage.COMMITTED] = now
+                    item.stamps[_COMMITTED] = now
         return new
 
     def add_predictions(self, predictions: Sequence[Predictions]) -> None:
@@ -195,16 +198,14 @@ class Journal(JournalReader):
 
     def restore(self, frames: Sequence[Decisions]) -> int:
         """Write frames of another journal, commit times included; return how many are new."""
-        next_id = self._next_id
         with self._transaction():
-            for item in frames:
-                if self._insert(next_id, item):
-                    row = (next_id, next_id, int(item.stamps[Stage.COMMITTED]))
-                    self._db.execute(_INSERT_COMMIT, row)
-                    next_id += 1
-            self._write_index()
-        added, self._next_id = next_id - self._next_id, next_id
-        return added
+            new = self._insert_frames(frames) if frames else []
+            saved = [item for item, fresh in zip(frames, new, strict=True) if fresh]
+            for number, item in enumerate(saved, self._next_id):
+                row = (number, number, int(item.stamps[_COMMITTED]))
+                self._db.execute(_INSERT_COMMIT, row)
+        self._next_id += len(saved)
+        return len(saved)
 
     @property
     def position(self) -> int:
@@ -220,6 +221,52 @@ class Journal(JournalReader):
         if self._unwritten_commit is not None or self._published != self._published_written:
             with self._transaction():
                 pass
+
+    def set_archived(self, table: str, last: int) -> None:
+        """Note that rows of `frames` or `events` up to an id are in the archive, to be dropped."""
+        with self._transaction():
+            self._put_meta(fmt.ARCHIVED[table], str(last))
+
+    def drop_archived(self, keep: Collection[int] = ()) -> bool:
+        """Drop some of the rows that are in the archive, in one short transaction.
+
+        At most `DROP_DECISIONS` decisions (one frame at least) and `DROP_EVENTS` events go. A
+        frame that is not known to have been published stays, and so do those of `keep`: the
+        newest of each stream, by which the next start goes on. A key that was dropped never
+        counts as new again. Return whether there was anything to drop.
+        """
+        frames, events = self._frames_to_drop(keep), self._events_to_drop()
+        if frames or events:
+            floors = dict(self._floors)
+            for stream, event_time_ns, *_ in frames:
+                floors[stream] = max(floors.get(stream, _NEVER), event_time_ns)
+            with self._transaction():
+                self._drop_frames([row[2] for row in frames])
+                self._db.executemany('DELETE FROM events WHERE id = ?', [(n,) for n in events])
+                self._put_meta('floors', json.dumps(floors))
+            self._floors = floors
+        return bool(frames or events)
+
+    def drop_predictions(self, share: float) -> None:
+        """Drop the oldest predictions, a share of them of at most 1; they can be made again."""
+        with self._transaction():
+            first, last = self._one('SELECT MIN(id), MAX(id) FROM predictions')
+            if first is not None:
+                upto = first - 1 + int(share * (last - first + 1))
+                self._db.execute('DELETE FROM predictions WHERE id <= ?', (upto,))
+
+    def give_back(self, keep_pages: int, most: int) -> bool:
+        """Give at most `most` free pages beyond `keep_pages` back to the file system.
+
+        Return whether there were any. The file itself gets smaller with the next checkpoint. A
+        journal that an older version made keeps its size and uses the pages itself.
+        """
+        free = int(self._one('PRAGMA freelist_count')[0]) - keep_pages
+        if free <= 0 or self._one('PRAGMA auto_vacuum')[0] != file.INCREMENTAL:
+            return False
+        for _ in self._rows(f'PRAGMA incremental_vacuum({min(free, most)})'):
+            pass
+        return True
 
     def set_limits(self, *, predictions: int | None = None, events: int | None = None) -> None:
         """Change how many rows of predictions and events are kept; None leaves it as it is."""
@@ -239,7 +286,6 @@ class Journal(JournalReader):
                 f'{self.path} was opened to be read; the process of the risk gate writes it'
             )
         known = len(self._universes)
-        self._index = []
         try:
             self._db.execute('BEGIN IMMEDIATE')
             self._write_trailer()
@@ -263,45 +309,77 @@ class Journal(JournalReader):
         if self._published != self._published_written:
             self._put_meta('published', str(self._published))
 
-    def _insert(self, frame_id: int, item: Decisions) -> bool:
-        stamps, body = fmt.pack_stamps(item.stamps), fmt.pack_body(item)
-        places, n_refused = fmt.indexed(item)
-        row = (
-            frame_id,
-            item.stream,
-            item.event_time_ns,
-            item.revision,
-            fmt.signed(item.epoch),
-            fmt.signed(item.seq),
-            item.bundle_id,
-            item.generator,
-            self._universe(item.symbols),
-            len(item.symbols),
-            len(places) - n_refused,
-            n_refused,
-            fmt.row_crc(item, stamps, body),
-            stamps,
-            body,
-        )
-        if self._db.execute(_INSERT_FRAME, row).rowcount != 1:
+    def _insert_frames(self, items: Sequence[Decisions]) -> list[bool]:
+        """Insert frames from `_next_id` on and say for each whether it is new."""
+        first = self._next_id
+        # All at once, which is how they nearly always come; one by one where a key is not new.
+        if len(items) > 1 and not any(self._is_forgotten(item) for item in items):
+            self._db.execute('SAVEPOINT batch')
+            done = self._insert(first, items)
+            if not done:
+                self._db.execute('ROLLBACK TO batch')
+            self._db.execute('RELEASE batch')
+            if done:
+                return [True] * len(items)
+        new: list[bool] = []
+        for item in items:
+            new.append(not self._is_forgotten(item) and self._insert(first + sum(new), [item]))
+        return new
+
+    def _insert(self, first_id: int, items: Sequence[Decisions]) -> bool:
+        """Insert frames and their index; return False if not all are new."""
+        bodies = [fmt.pack_body(item) for item in items]
+        index, *counts = fmt.indexed(first_id, items)
+        rows = [
+            fmt.frame_row(first_id + i, item, self._universe(item.symbols), *packed)
+            for i, (item, *packed) in enumerate(zip(items, bodies, *counts, strict=True))
+        ]
+        if self._db.executemany(_INSERT_FRAME, rows).rowcount != len(rows):
             return False
-        if places:
-            action, reasons, score = (
-                column.tolist() for column in (item.action, item.reasons, item.score)
-            )
-            self._index += [
-                (frame_id, i, item.symbols[i], action[i], reasons[i], score[i]) for i in places
-            ]
+        if index:
+            self._db.executemany(_INSERT_SIGNAL, index)
         return True
 
-    def _write_index(self) -> None:
-        if self._index:
-            self._db.executemany(_INSERT_SIGNAL, self._index)
+    def _frames_to_drop(self, keep: Collection[int]) -> list[tuple[str, int, int, int]]:
+        upto = min(int(self.get_meta(fmt.ARCHIVED['frames']) or 0), self._published_written)
+        sql = (
+            'SELECT stream, event_time_ns, id, n_symbols FROM frames WHERE id <= ? '
+            f'AND id NOT IN ({",".join("?" * len(keep))}) ORDER BY id LIMIT ?'
+        )
+        found: list[tuple[str, int, int, int]] = []
+        left = DROP_DECISIONS
+        for row in list(self._rows(sql, (upto, *keep, _DROP_FRAMES))):
+            left -= row[3]
+            if found and left < 0:
+                break
+            found.append(row)
+        return found
+
+    def _events_to_drop(self) -> list[int]:
+        upto = int(self.get_meta(fmt.ARCHIVED['events']) or 0)
+        sql = 'SELECT id FROM events WHERE id <= ? ORDER BY id LIMIT ?'
+        return [int(row[0]) for row in self._rows(sql, (upto, DROP_EVENTS))]
+
+    def _drop_frames(self, frames: Sequence[int]) -> None:
+        if not frames:
+            return
+        numbers = [(number,) for number in frames]
+        self._db.executemany('DELETE FROM signal_index WHERE frame = ?', numbers)
+        self._db.executemany('DELETE FROM frames WHERE id = ?', numbers)
+        self._db.execute(
+            'DELETE FROM commits WHERE first_frame <= ? AND NOT EXISTS '
+            '(SELECT 1 FROM frames WHERE id BETWEEN first_frame AND last_frame)',
+            numbers[-1],
+        )
+
+    def _is_forgotten(self, item: Decisions) -> bool:
+        """Whether a frame is as old as those that were dropped: it never counts as new again."""
+        return bool(self._floors) and item.event_time_ns <= self._floors.get(item.stream, _NEVER)
 
     def _compare_with_first(self, item: Decisions) -> None:
         where = 'WHERE f.stream = ? AND f.event_time_ns = ? AND f.revision = ?'
-        first = next(self._frames(where, (item.stream, item.event_time_ns, item.revision)))
-        if fmt.same_proposal(first, item):
+        first = next(self._frames(where, (item.stream, item.event_time_ns, item.revision)), None)
+        if first is None or fmt.same_proposal(first, item):
             return
         self._put_meta('conflicts', str(int(self.get_meta('conflicts') or 0) + 1))
         text = (

@@ -14,6 +14,8 @@ from heqis_core.io import journal_format as fmt
 
 _FULL = 2
 """What `PRAGMA synchronous` answers for FULL."""
+INCREMENTAL = 2
+"""What `PRAGMA auto_vacuum` answers for INCREMENTAL."""
 _WAL_PAGES = 2000
 _BUSY_S = 5.0
 
@@ -52,6 +54,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         empty = db.execute('SELECT COUNT(*) FROM sqlite_master').fetchone()[0] == 0
         if not empty:
             _check_kind(path, db)
+        if empty:
+            db.execute('PRAGMA auto_vacuum=INCREMENTAL')
         db.execute('PRAGMA synchronous=FULL')
         mode = db.execute('PRAGMA journal_mode=WAL').fetchone()[0]
         level = db.execute('PRAGMA synchronous').fetchone()[0]

@@ -21,7 +21,7 @@ from heqis_core.io import journal_file as file
 from heqis_core.io import journal_format as fmt
 
 _SELECT_FRAME = """
-SELECT f.stream, f.epoch, f.seq, f.event_time_ns, f.revision, f.bundle_id, f.generator, u.names,
+SELECT f.id, f.stream, f.epoch, f.seq, f.event_time_ns, f.revision, f.bundle_id, f.generator, u.names,
        f.crc, f.stamps, f.body, c.committed_ns
 FROM frames f JOIN universes u ON u.id = f.universe
 LEFT JOIN commits c ON c.last_frame >= f.id
@@ -77,8 +77,10 @@ class JournalReader:
 
         The second value is the position after them. Position 0 stands before every frame.
         """
-        found = list(self._frames('WHERE f.id > ? ORDER BY f.id LIMIT ?', (position, limit)))
-        return found, position + len(found)
+        found = list(
+            self._numbered('WHERE f.id > ? ORDER BY f.id LIMIT ?', (position, limit))
+        )
+        return [item for _, item in found], found[-1][0] if found else position
 
     def last_position(self) -> int:
         """Return the position after the newest frame that is committed."""
@@ -170,8 +172,14 @@ class JournalReader:
         return symbols
 
     def _frames(self, where: str, args: Sequence[object] = ()) -> Iterator[Decisions]:
+        for _, item in self._numbered(where, args):
+            yield item
+
+    def _numbered(
+        self, where: str, args: Sequence[object] = ()
+    ) -> Iterator[tuple[int, Decisions]]:
         for row in self._rows(_SELECT_FRAME + where, args):
-            stream, epoch, seq, event_ns, revision, bundle, generator, names, *rest = row
+            number, stream, epoch, seq, event_ns, revision, bundle, generator, names, *rest = row
             crc, stamps, body, committed_ns = rest
             symbols = self._symbols(names)
             head = (stream, fmt.unsigned(epoch), fmt.unsigned(seq), event_ns, revision, bundle)
@@ -182,7 +190,7 @@ class JournalReader:
                 text = f'frame {stream} {event_ns} revision {revision} fails its checksum'
                 raise JournalError(file.damaged(self.path, text))
             times[Stage.COMMITTED] = committed_ns or 0
-            yield item
+            yield int(number), item
 
     def _stamps(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         rows = list(self._rows(_SELECT_STAMPS))
