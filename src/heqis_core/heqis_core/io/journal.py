@@ -28,16 +28,13 @@ from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions, Predictions
 from heqis_core.errors import JournalError
 from heqis_core.frame import Stage
+from heqis_core.io import journal_drop as drop
 from heqis_core.io import journal_file as file
 from heqis_core.io import journal_format as fmt
 from heqis_core.io.journal_reader import JournalReader
 
 MAX_PREDICTIONS = 50_000
 MAX_EVENTS = 200_000
-DROP_DECISIONS = 10_000
-"""Most decisions that one transaction drops: a commit that comes meanwhile waits for it."""
-DROP_EVENTS = 500
-_DROP_FRAMES = 64
 _TRIM_EVERY = 256
 _COMMITTED = int(Stage.COMMITTED)
 _NEVER = -(1 << 63)
@@ -107,8 +104,8 @@ class Journal(JournalReader):
             path: the database file; its folder is made if need be.
             read_only: read what another process writes, or has written.
             check: look at every page first (`PRAGMA quick_check`); by default the writer does.
-            max_predictions: rows of predictions that are kept, the newest.
-            max_events: rows of events that are kept, the newest.
+            max_predictions: rows of predictions that are kept, the newest; 0 keeps all.
+            max_events: rows of events that are kept, the newest; 0 keeps all.
 
         Raises JournalError if it is no journal, is damaged (the message says how to repair it), is
         written by another process, or stands on a file system that cannot hold one safely.
@@ -230,46 +227,44 @@ class Journal(JournalReader):
     def drop_archived(self, keep: Collection[int] = ()) -> bool:
         """Drop some of the rows that are in the archive, in one short transaction.
 
-        At most `DROP_DECISIONS` decisions (one frame at least) and `DROP_EVENTS` events go. A
-        frame that is not known to have been published stays, and so do those of `keep`: the
+        A frame that is not known to have been published stays, and so do those of `keep`: the
         newest of each stream, by which the next start goes on. A key that was dropped never
         counts as new again. Return whether there was anything to drop.
         """
-        frames, events = self._frames_to_drop(keep), self._events_to_drop()
-        if frames or events:
-            floors = dict(self._floors)
-            for stream, event_time_ns, *_ in frames:
-                floors[stream] = max(floors.get(stream, _NEVER), event_time_ns)
-            with self._transaction():
-                self._drop_frames([row[2] for row in frames])
-                self._db.executemany('DELETE FROM events WHERE id = ?', [(n,) for n in events])
-                self._put_meta('floors', json.dumps(floors))
-            self._floors = floors
-        return bool(frames or events)
-
-    def drop_predictions(self, share: float) -> None:
-        """Drop the oldest predictions, a share of them of at most 1; they can be made again."""
-        with self._transaction():
-            first, last = self._one('SELECT MIN(id), MAX(id) FROM predictions')
-            if first is not None:
-                upto = first - 1 + int(share * (last - first + 1))
-                self._db.execute('DELETE FROM predictions WHERE id <= ?', (upto,))
-
-    def give_back(self, keep_pages: int, most: int) -> bool:
-        """Give at most `most` free pages beyond `keep_pages` back to the file system.
-
-        Return whether there were any. The file itself gets smaller with the next checkpoint. A
-        journal that an older version made keeps its size and uses the pages itself.
-        """
-        free = int(self._one('PRAGMA freelist_count')[0]) - keep_pages
-        if free <= 0 or self._one('PRAGMA auto_vacuum')[0] != file.INCREMENTAL:
+        archived = self.archived()
+        upto = min(archived['frames'], self._published_written)
+        frames = drop.oldest_frames(self._db, upto, keep)
+        events = drop.oldest_events(self._db, archived['events'])
+        if not (frames or events):
             return False
-        for _ in self._rows(f'PRAGMA incremental_vacuum({min(free, most)})'):
-            pass
+        floors = dict(self._floors)
+        for _, stream, event_time_ns in frames:
+            floors[stream] = max(floors.get(stream, _NEVER), event_time_ns)
+        with self._transaction():
+            drop.frames(self._db, [number for number, *_ in frames])
+            drop.events(self._db, events)
+            self._put_meta('floors', json.dumps(floors))
+        self._floors = floors
         return True
 
+    def drop_predictions(self, upto: int) -> bool:
+        """Drop some of the oldest predictions up to an id; return whether there were any."""
+        with self._transaction():
+            return drop.predictions(self._db, upto)
+
+    def give_back(self, keep_pages: int) -> bool:
+        """Give some of the free pages beyond `keep_pages` back; return whether there were any.
+
+        The file gets smaller with the next checkpoint. One that an older version made keeps its
+        size and uses the pages itself.
+        """
+        try:
+            return drop.give_back(self._db, keep_pages)
+        except sqlite3.Error as error:
+            raise file.failure(self.path, error) from error
+
     def set_limits(self, *, predictions: int | None = None, events: int | None = None) -> None:
-        """Change how many rows of predictions and events are kept; None leaves it as it is."""
+        """Change how many rows of predictions and events are kept: 0 is all, None as before."""
         for table, limit in (('predictions', predictions), ('events', events)):
             if limit is not None:
                 self._limits[table] = limit
@@ -340,38 +335,6 @@ class Journal(JournalReader):
             self._db.executemany(_INSERT_SIGNAL, index)
         return True
 
-    def _frames_to_drop(self, keep: Collection[int]) -> list[tuple[str, int, int, int]]:
-        upto = min(int(self.get_meta(fmt.ARCHIVED['frames']) or 0), self._published_written)
-        sql = (
-            'SELECT stream, event_time_ns, id, n_symbols FROM frames WHERE id <= ? '
-            f'AND id NOT IN ({",".join("?" * len(keep))}) ORDER BY id LIMIT ?'
-        )
-        found: list[tuple[str, int, int, int]] = []
-        left = DROP_DECISIONS
-        for row in list(self._rows(sql, (upto, *keep, _DROP_FRAMES))):
-            left -= row[3]
-            if found and left < 0:
-                break
-            found.append(row)
-        return found
-
-    def _events_to_drop(self) -> list[int]:
-        upto = int(self.get_meta(fmt.ARCHIVED['events']) or 0)
-        sql = 'SELECT id FROM events WHERE id <= ? ORDER BY id LIMIT ?'
-        return [int(row[0]) for row in self._rows(sql, (upto, DROP_EVENTS))]
-
-    def _drop_frames(self, frames: Sequence[int]) -> None:
-        if not frames:
-            return
-        numbers = [(number,) for number in frames]
-        self._db.executemany('DELETE FROM signal_index WHERE frame = ?', numbers)
-        self._db.executemany('DELETE FROM frames WHERE id = ?', numbers)
-        self._db.execute(
-            'DELETE FROM commits WHERE first_frame <= ? AND NOT EXISTS '
-            '(SELECT 1 FROM frames WHERE id BETWEEN first_frame AND last_frame)',
-            numbers[-1],
-        )
-
     def _is_forgotten(self, item: Decisions) -> bool:
         """Whether a frame is as old as those that were dropped: it never counts as new again."""
         return bool(self._floors) and item.event_time_ns <= self._floors.get(item.stream, _NEVER)
@@ -421,6 +384,8 @@ class Journal(JournalReader):
         if added and self._since_trim >= _TRIM_EVERY:
             self._since_trim = 0
             for table, limit in self._limits.items():
+                if not limit:
+                    continue
                 self._db.execute(
                     f'DELETE FROM {table} WHERE id <= (SELECT MAX(id) FROM {table}) - ?', (limit,)
                 )

@@ -14,8 +14,6 @@ from heqis_core.io import journal_format as fmt
 
 _FULL = 2
 """What `PRAGMA synchronous` answers for FULL."""
-INCREMENTAL = 2
-"""What `PRAGMA auto_vacuum` answers for INCREMENTAL."""
 _WAL_PAGES = 2000
 _BUSY_S = 5.0
 
