@@ -12,9 +12,8 @@ import secrets
 import threading
 from pathlib import Path
 
-from heqis_core.errors import DataError, JournalError
+from heqis_core.errors import DataError
 from heqis_core.io.journal import Journal
-from heqis_core.io.journal_archive import write_decisions, write_events
 from heqis_supervisor.store import Dropping, Store
 
 LOOK_S = 10.0
@@ -82,11 +81,9 @@ class Retention:
         try:
             self._look()
             self.error = ''
-        except (JournalError, DataError) as error:
-            # Nothing is dropped that is not in the archive: the journal grows until then.
-            self.error = f'not archived: {error}'
         except Exception as error:
-            self.error = f'not archived: {type(error).__name__}: {error}'
+            # Whatever it is: what is not in the archive is not dropped, and commits go on.
+            self.error = f'not archived: {error}'
 
     def _look(self) -> None:
         with Journal.open(self._path, read_only=True) as journal:
@@ -123,6 +120,8 @@ class Retention:
         upto = min(most, mark + math.ceil(share * (journal.last_position() - mark)))
         if upto <= mark:
             return {}
+        from heqis_core.io.journal_archive import write_decisions  # pyarrow: only when needed
+
         # Named by its first row: after a kill it is written once more, in its own place.
         out = self._place(f'decisions-{name}-{mark + 1:012d}.parquet')
         _, reached = write_decisions(journal, out, first=mark + 1, last=upto, most_rows=MOST_ROWS)
@@ -133,6 +132,8 @@ class Retention:
         last = journal.last_event()
         if last - mark <= self._keep_events * (1 + _EVENTS_OVER):
             return {}
+        from heqis_core.io.journal_archive import write_events
+
         out = self._place(f'events-{name}-{mark + 1:012d}.parquet')
         _, reached = write_events(journal, out, first=mark + 1, last=last - self._keep_events)
         return {'events': reached}
