@@ -22,6 +22,7 @@ from heqis_core.decision import Action, Decisions, Predictions, Reason
 from heqis_core.errors import JournalError
 from heqis_core.frame import N_STAGES, Stage
 from heqis_core.io.journal import Journal
+from heqis_core.io.journal_check import check
 from heqis_core.io.journal_repair import main as repair_main
 from heqis_core.testing_journal import DAY_NS, SYMBOLS, assert_same_frame, make_frame
 
@@ -66,6 +67,21 @@ def test_the_same_key_again_changes_nothing(path: Path) -> None:
         assert [frame.epoch for frame in journal.frames()] == [
             make_frame(i).epoch for i in range(3)
         ]
+
+
+@pytest.mark.parametrize('others', [('A', 'B', 'C'), SYMBOLS])
+def test_a_batch_of_old_and_new_frames_keeps_the_new_ones_whole(
+    path: Path, others: tuple[str, ...]
+) -> None:
+    fresh = [make_frame(i, symbols=others) for i in (1, 2)]
+    with Journal.open(path) as journal:
+        journal.commit([make_frame(0)])
+    with Journal.open(path) as journal:
+        assert journal.commit([fresh[0], make_frame(0), fresh[1]]) == [True, False, True]
+        assert journal.commit([make_frame(3, symbols=others)]) == [True]
+        assert [frame.seq for frame in journal.frames()] == [0, 1, 2, 3]
+        assert [frame.symbols for frame in journal.frames()][1:] == [others] * 3
+        assert check(journal).findings == []
 
 
 def test_other_words_under_the_same_key_are_a_conflict_and_the_first_stays(path: Path) -> None:

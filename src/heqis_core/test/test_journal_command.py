@@ -202,6 +202,7 @@ def test_a_whole_journal_has_no_findings(path: Path, frames, capsys) -> None:
         ('DELETE FROM signal_index WHERE frame = 20', 'frame 20 .*index'),
         ('UPDATE signal_index SET action = 5 - action WHERE frame = 20', 'frame 20 .*index'),
         ("INSERT INTO signal_index VALUES (99, 0, 'x', 2, 0, 0)", 'belong to no frame'),
+        ('UPDATE frames SET universe = 9 WHERE id = 2', '1 frames name symbols'),
         ('UPDATE commits SET last_frame = 25 WHERE first_frame = 1', 'commit of 21'),
     ],
 )

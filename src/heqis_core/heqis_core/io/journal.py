@@ -287,9 +287,7 @@ class Journal(JournalReader):
             yield
             self._db.execute('COMMIT')
         except BaseException as error:
-            for key in list(self._universes)[known:]:
-                del self._universes[key]
-            self._latest = None, 0
+            self._forget_universes(known)
             if self._db.in_transaction:
                 self._db.execute('ROLLBACK')
             if isinstance(error, sqlite3.Error):
@@ -309,10 +307,12 @@ class Journal(JournalReader):
         first = self._next_id
         # All at once, which is how they nearly always come; one by one where a key is not new.
         if len(items) > 1 and not any(self._is_forgotten(item) for item in items):
+            known = len(self._universes)
             self._db.execute('SAVEPOINT batch')
             done = self._insert(first, items)
             if not done:
                 self._db.execute('ROLLBACK TO batch')
+                self._forget_universes(known)
             self._db.execute('RELEASE batch')
             if done:
                 return [True] * len(items)
@@ -403,6 +403,12 @@ class Journal(JournalReader):
             self._universes[symbols] = found
         self._latest = symbols, found
         return found
+
+    def _forget_universes(self, known: int) -> None:
+        """Forget those after the first `known`: their rows have been rolled back."""
+        for key in list(self._universes)[known:]:
+            del self._universes[key]
+        self._latest = None, 0
 
     def _put_meta(self, key: str, value: str) -> None:
         self._db.execute('INSERT OR REPLACE INTO meta VALUES (?,?)', (key, value))

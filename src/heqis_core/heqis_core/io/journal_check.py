@@ -85,6 +85,10 @@ def _check_positions(journal: Journal, found: JournalCheck) -> None:
     ((n,),) = journal.rows(sql)
     if n:
         found.find(f'{n} rows of the index belong to no frame')
+    sql = 'SELECT COUNT(*) FROM frames WHERE universe NOT IN (SELECT id FROM universes)'
+    ((n,),) = journal.rows(sql)
+    if n:
+        found.find(f'{n} frames name symbols that are not there')
 
 
 def _check_commits(journal: Journal, found: JournalCheck) -> None:
