@@ -120,13 +120,16 @@ def case(folder: Path, name: str, shape: tuple[int, int, int], rounds: int) -> l
         ratio=paired_ratio(times[:, 0], times[:, 1]),
     )
     tail = Row(name, 'commit p99', 'us', *map(float, p99), ratio=float(p99[0] / p99[1]))
+    rates = n_rows * rounds / times.sum(axis=0) * 1e6
     rate = Row(
         name,
         'signals made durable',
         '1/s',
-        n_rows * rounds / times[:, 0].sum() * 1e6,
-        floor=n_rows * rounds / times[:, 1].sum() * 1e6,
+        float(rates[0]),
+        floor=float(rates[1]),
+        ratio=float(rates[0] / rates[1]),
     )
+    # 1.25 times the time of bare SQLite is 0.8 of its rate.
     return [speed.aiming(1.25), tail.aiming(3.0), rate]
 
 

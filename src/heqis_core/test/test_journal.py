@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
-import random
 import shutil
-import signal
 import sqlite3
 import struct
 import time
@@ -25,53 +22,9 @@ from heqis_core.decision import Action, Decisions, Predictions, Reason
 from heqis_core.errors import JournalError
 from heqis_core.frame import N_STAGES, Stage
 from heqis_core.io.journal import Journal
+from heqis_core.io.journal_check import check
 from heqis_core.io.journal_repair import main as repair_main
-
-SYMBOLS = ('000001.SZ', '600000.SH', '600519.SH')
-DAY_NS = 86_400_000_000_000
-KILL_POINTS = int(os.environ.get('HEQIS_KILL_POINTS', '30'))
-CUT_POINTS = int(os.environ.get('HEQIS_CUT_POINTS', '40'))
-
-
-def make(
-    index: int, *, symbols: tuple[str, ...] = SYMBOLS, stream: str = 's', revision: int = 0
-) -> Decisions:
-    """Return the frame that belongs to an index: the same one every time."""
-    rng = np.random.default_rng(index)
-    n = len(symbols)
-    action = rng.integers(0, 4, n).astype(np.uint8)
-    probabilities = rng.dirichlet((1, 1, 1), n).astype(np.float32)
-    none = action == Action.NONE
-    probabilities[none] = np.nan
-    return Decisions(
-        stream=stream,
-        epoch=(1 << 64) - 1 - index,
-        seq=index,
-        event_time_ns=1_600_000_000_000_000_000 + index * DAY_NS,
-        revision=revision,
-        bundle_id='0123456789abcdef',
-        generator='gru',
-        symbols=symbols,
-        action=action,
-        reasons=np.where(none, Reason.WARMING, Reason.UP).astype(np.uint32),
-        score=probabilities[:, 2] - probabilities[:, 0],
-        target_position=np.where(none, np.nan, 1).astype(np.float32),
-        probabilities=probabilities,
-        predicted_return=np.where(none, np.nan, rng.normal(size=n)).astype(np.float32),
-        valid_until_ns=np.full(n, index, np.int64),
-        stamps=np.arange(1, N_STAGES + 1, dtype=np.int64) * 1000 * (index + 1),
-    )
-
-
-def assert_same(one: Decisions, other: Decisions) -> None:
-    for name in Decisions.__dataclass_fields__:
-        left, right = getattr(one, name), getattr(other, name)
-        if isinstance(left, np.ndarray):
-            end = Stage.COMMITTED if name == 'stamps' else len(left)
-            assert left[:end].tobytes() == right[:end].tobytes(), name
-            assert left.dtype == right.dtype, name
-        else:
-            assert left == right, name
+from heqis_core.testing_journal import DAY_NS, SYMBOLS, assert_same_frame, make_frame
 
 
 def predictions(index: int) -> Predictions:
@@ -91,31 +44,48 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_frame_comes_back_bit_for_bit(path: Path) -> None:
-    frame = make(3)
+    frame = make_frame(3)
     with Journal.open(path) as journal:
         assert journal.commit([frame]) == [True]
     with Journal.open(path, read_only=True) as journal:
         (found,) = journal.frames()
-    assert_same(found, frame)
+    assert_same_frame(found, frame)
     assert found.stamps[Stage.COMMITTED] == frame.stamps[Stage.COMMITTED]
     assert abs(found.stamps[Stage.COMMITTED] - time.time_ns()) < 60e9
 
 
 def test_the_same_key_again_changes_nothing(path: Path) -> None:
     with Journal.open(path) as journal:
-        assert journal.commit([make(0), make(1)]) == [True, True]
+        assert journal.commit([make_frame(0), make_frame(1)]) == [True, True]
         before = journal.signals_digest()
-        again = replace(make(1), epoch=5, stamps=np.zeros(N_STAGES, np.int64))
-        assert journal.commit([again, make(2), make(2)]) == [False, True, False]
+        again = replace(make_frame(1), epoch=5, stamps=np.zeros(N_STAGES, np.int64))
+        assert journal.commit([again, make_frame(2), make_frame(2)]) == [False, True, False]
         assert again.stamps[Stage.COMMITTED] == 0
         counts = journal.counts()
         assert (counts['frames'], counts['conflicts'], journal.duplicates) == (3, 0, 2)
         assert before != journal.signals_digest()
-        assert [frame.epoch for frame in journal.frames()] == [make(i).epoch for i in range(3)]
+        assert [frame.epoch for frame in journal.frames()] == [
+            make_frame(i).epoch for i in range(3)
+        ]
+
+
+@pytest.mark.parametrize('others', [('A', 'B', 'C'), SYMBOLS])
+def test_a_batch_of_old_and_new_frames_keeps_the_new_ones_whole(
+    path: Path, others: tuple[str, ...]
+) -> None:
+    fresh = [make_frame(i, symbols=others) for i in (1, 2)]
+    with Journal.open(path) as journal:
+        journal.commit([make_frame(0)])
+    with Journal.open(path) as journal:
+        assert journal.commit([fresh[0], make_frame(0), fresh[1]]) == [True, False, True]
+        assert journal.commit([make_frame(3, symbols=others)]) == [True]
+        assert [frame.seq for frame in journal.frames()] == [0, 1, 2, 3]
+        assert [frame.symbols for frame in journal.frames()][1:] == [others] * 3
+        assert check(journal).findings == []
 
 
 def test_other_words_under_the_same_key_are_a_conflict_and_the_first_stays(path: Path) -> None:
-    first = make(1)
+    first = make_frame(1)
     other = replace(first, score=first.score + np.float32(0.5))
     with Journal.open(path) as journal:
         journal.commit([first])
@@ -123,11 +93,11 @@ def test_other_words_under_the_same_key_are_a_conflict_and_the_first_stays(path:
         assert journal.counts()['conflicts'] == 2
         assert [event.kind for event in journal.events()] == ['decision_conflict'] * 2
         (found,) = journal.frames()
-        assert_same(found, first)
+        assert_same_frame(found, first)
 
 
 def test_the_gates_own_refusal_is_no_conflict(path: Path) -> None:
-    frame = replace(make(1), action=np.array([2, 3, 1], np.uint8))
+    frame = replace(make_frame(1), action=np.array([2, 3, 1], np.uint8))
     with Journal.open(path) as journal:
         journal.commit([frame.refuse(np.array([True, False, False]), Reason.STALE)])
         journal.commit([frame, frame.refuse(np.array([True, True, True]), Reason.KILL_SWITCH)])
@@ -139,7 +109,7 @@ def test_the_gates_own_refusal_is_no_conflict(path: Path) -> None:
 def test_a_board_that_was_away_is_no_conflict_but_another_word_of_a_present_one_is(
     path: Path, away_first: bool
 ) -> None:
-    whole = make(1)
+    whole = make_frame(1)
     away = replace(
         whole,
         reasons=np.where([True, False, False], Reason.BOARD_AWAY, whole.reasons).astype('u4'),
@@ -151,17 +121,17 @@ def test_a_board_that_was_away_is_no_conflict_but_another_word_of_a_present_one_
         assert journal.commit([first]) == [True]
         assert journal.commit([second]) == [False]
         assert journal.counts()['conflicts'] == 0
-        assert_same(next(iter(journal.frames())), first)
+        assert_same_frame(next(iter(journal.frames())), first)
         moved = replace(second, score=second.score + np.array([0, 0, 0.5], 'f4'))
         journal.commit([moved])
         assert journal.counts()['conflicts'] == 1
 
 
 def test_counts_index_and_signals_by_symbol(path: Path) -> None:
-    frames = [make(i) for i in range(20)]
+    frames = [make_frame(i) for i in range(20)]
     frames[4] = frames[4].refuse(np.ones(3, bool), Reason.KILL_SWITCH)
     signals = sum(int(frame.is_signal().sum()) for frame in frames)
-    refused = int(make(4).is_signal().sum())
+    refused = int(make_frame(4).is_signal().sum())
     with Journal.open(path) as journal:
         journal.commit(frames)
         counts, by_symbol = journal.counts(), journal.signals_by_symbol()
@@ -177,9 +147,9 @@ def test_counts_index_and_signals_by_symbol(path: Path) -> None:
 def test_last_event_time_and_newest_frame_of_each_stream(path: Path) -> None:
     with Journal.open(path) as journal:
         assert journal.last_event_time_ns() is None
-        journal.commit([make(5), make(2), make(9, stream='other')])
-        assert journal.last_event_time_ns() == make(9).event_time_ns
-        assert journal.last_event_time_ns('s') == make(5).event_time_ns
+        journal.commit([make_frame(5), make_frame(2), make_frame(9, stream='other')])
+        assert journal.last_event_time_ns() == make_frame(9).event_time_ns
+        assert journal.last_event_time_ns('s') == make_frame(5).event_time_ns
         assert journal.last_event_time_ns('nobody') is None
         assert {name: frame.seq for name, frame in journal.newest().items()} == {
             's': 5,
@@ -188,7 +158,7 @@ def test_last_event_time_and_newest_frame_of_each_stream(path: Path) -> None:
 
 
 def test_a_reader_takes_what_was_committed_since_it_last_asked(path: Path) -> None:
-    frames = [make(index) for index in range(7)]
+    frames = [make_frame(index) for index in range(7)]
     with Journal.open(path) as journal, Journal.open(path, read_only=True) as reader:
         assert reader.newer(0, 10) == ([], 0)
         journal.commit(frames[:5])
@@ -228,12 +198,12 @@ def test_events_and_predictions_are_kept_up_to_their_limit(path: Path) -> None:
 
 
 def test_a_column_of_the_wrong_length_is_refused_and_nothing_is_written(path: Path) -> None:
-    bad = replace(make(1), score=np.zeros(2, np.float32))
+    bad = replace(make_frame(1), score=np.zeros(2, np.float32))
     with Journal.open(path) as journal:
         with pytest.raises(JournalError, match='107 bytes, not 37 for each of 3 symbols'):
-            journal.commit([make(0), bad])
+            journal.commit([make_frame(0), bad])
         assert journal.counts()['frames'] == 0
-        assert journal.commit([make(0)]) == [True]
+        assert journal.commit([make_frame(0)]) == [True]
 
 
 # --- order and digest ---
@@ -281,7 +251,9 @@ def test_digest_is_the_documented_one_in_whatever_order_frames_come(
             unique_by=lambda key: key[:3],
         )
     )
-    frames = [make(i, stream=stream, revision=r, symbols=names) for i, r, stream, names in keys]
+    frames = [
+        make_frame(i, stream=stream, revision=r, symbols=names) for i, r, stream, names in keys
+    ]
     name = f'{time.monotonic_ns()}.sqlite3'
     with Journal.open(tmp_path / name) as journal:
         journal.commit(frames)
@@ -292,7 +264,7 @@ def test_digest_is_the_documented_one_in_whatever_order_frames_come(
 
 
 def test_digest_does_not_depend_on_epoch_seq_stamps_or_batches(path: Path, tmp_path: Path) -> None:
-    frames = [make(i) for i in range(50)]
+    frames = [make_frame(i) for i in range(50)]
     with Journal.open(path) as journal:
         journal.commit(frames)
         one = journal.signals_digest()
@@ -300,7 +272,7 @@ def test_digest_does_not_depend_on_epoch_seq_stamps_or_batches(path: Path, tmp_p
         for frame in reversed(frames):
             journal.commit([replace(frame, epoch=1, seq=0, stamps=np.zeros(N_STAGES, np.int64))])
         assert journal.signals_digest() == one
-        journal.commit([replace(make(50), action=np.full(3, Action.HOLD, np.uint8))])
+        journal.commit([replace(make_frame(50), action=np.full(3, Action.HOLD, np.uint8))])
         assert journal.signals_digest() != one
 
 
@@ -308,7 +280,7 @@ def test_digest_does_not_depend_on_epoch_seq_stamps_or_batches(path: Path, tmp_p
 
 
 def test_latency_is_exact_and_counts_signals_at_their_first_delivery(path: Path) -> None:
-    frames = [make(i) for i in range(101)]
+    frames = [make_frame(i) for i in range(101)]
     base = time.time_ns() - 10_000_000_000
     for i, frame in enumerate(frames):
         frame.action[:] = Action.BUY if i else Action.HOLD
@@ -330,8 +302,8 @@ def test_latency_is_exact_and_counts_signals_at_their_first_delivery(path: Path)
 
 def test_a_lost_commit_time_leaves_its_frames_out(path: Path) -> None:
     journal = Journal.open(path)
-    journal.commit([make(0)])
-    journal.commit([make(1), make(2)])
+    journal.commit([make_frame(0)])
+    journal.commit([make_frame(1), make_frame(2)])
     copy = crash_copy(journal)
     with Journal.open(copy) as found:
         stamps = {frame.seq: frame.stamps[Stage.COMMITTED] > 0 for frame in found.frames()}
@@ -355,9 +327,9 @@ def crash_copy(journal: Journal) -> Path:
 
 def test_frames_killed_between_commit_and_publication_come_once_more(path: Path) -> None:
     journal = Journal.open(path)
-    journal.commit([make(0), make(1)])
+    journal.commit([make_frame(0), make_frame(1)])
     journal.mark_published()
-    journal.commit([make(2)])
+    journal.commit([make_frame(2)])
     with Journal.open(crash_copy(journal)) as found:
         assert [frame.seq for frame in found.unpublished()] == [2]
         found.mark_published()
@@ -370,11 +342,11 @@ def test_frames_killed_between_commit_and_publication_come_once_more(path: Path)
 
 def test_a_clean_end_leaves_nothing_unpublished(path: Path) -> None:
     with Journal.open(path) as journal:
-        journal.commit([make(0)])
+        journal.commit([make_frame(0)])
         journal.mark_published()
     with Journal.open(path) as journal:
         assert journal.unpublished() == []
-        journal.commit([make(1)])
+        journal.commit([make_frame(1)])
         assert [frame.seq for frame in journal.unpublished()] == [1]
 
 
@@ -388,10 +360,10 @@ def test_full_sync_wal_and_one_writer(path: Path) -> None:
         with pytest.raises(JournalError, match=f'written by process {os.getpid()}'):
             Journal.open(path)
         with Journal.open(path, read_only=True) as reader:
-            journal.commit([make(0)])
+            journal.commit([make_frame(0)])
             assert reader.counts()['frames'] == 1, 'a reader sees what is committed'
             with pytest.raises(JournalError, match='opened to be read'):
-                reader.commit([make(1)])
+                reader.commit([make_frame(1)])
     Journal.open(path).close()
 
 
@@ -404,7 +376,7 @@ def test_reading_from_a_folder_that_cannot_be_written(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Journal.open(path) as journal:
-        journal.commit([make(0)])
+        journal.commit([make_frame(0)])
     path.parent.chmod(0o555)
     monkeypatch.setattr(os, 'access', lambda *_: False)  # root may write everywhere
     try:
@@ -433,7 +405,7 @@ def test_another_database_or_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_page_is_found_at_open_and_the_message_says_how_to_repair(path: Path) -> None:
     with Journal.open(path) as journal:
-        journal.commit([make(i) for i in range(400)])
+        journal.commit([make_frame(i) for i in range(400)])
     data = bytearray(path.read_bytes())
     data[4096 * 3 : 4096 * 4] = os.urandom(4096)
     path.write_bytes(data)
@@ -445,8 +417,8 @@ def test_repair_saves_what_can_be_read_and_sends_nothing_again(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Journal.open(path) as journal:
-        journal.commit([make(i) for i in range(300)])
-        journal.commit([make(i) for i in range(300, 400)])
+        journal.commit([make_frame(i) for i in range(300)])
+        journal.commit([make_frame(i) for i in range(300, 400)])
         journal.add_events([Event(1, Level.WARN, 'risk_gate', 'kill_switch', '', 'engaged')])
         journal.set_meta('kill_switch', 'engaged')
         intact = {frame.seq: frame for frame in journal.frames()}
@@ -461,7 +433,7 @@ def test_repair_saves_what_can_be_read_and_sends_nothing_again(
         assert 300 < len(found) < 400
         assert f'frames: {len(found)} saved, {400 - len(found)} lost' in said
         for seq, frame in found.items():
-            assert_same(frame, intact[seq])
+            assert_same_frame(frame, intact[seq])
             assert frame.stamps[Stage.COMMITTED] in (0, intact[seq].stamps[Stage.COMMITTED])
         assert journal.unpublished() == []
         assert journal.get_meta('kill_switch') == 'engaged'
@@ -472,7 +444,7 @@ def test_repair_saves_what_can_be_read_and_sends_nothing_again(
 
 def test_a_changed_byte_in_a_packed_row_is_found_when_it_is_read(path: Path) -> None:
     with Journal.open(path) as journal:
-        journal.commit([make(0)])
+        journal.commit([make_frame(0)])
     with sqlite3.connect(path) as db:
         body = bytearray(db.execute('SELECT body FROM frames').fetchone()[0])
         body[30] ^= 1
@@ -490,89 +462,17 @@ def test_garbage_instead_of_a_database(tmp_path: Path) -> None:
 
 def test_a_full_disk_fails_the_commit_whole_and_goes_on_when_there_is_room(path: Path) -> None:
     with Journal.open(path) as journal:
-        journal.commit([make(0)])
+        journal.commit([make_frame(0)])
         pages = journal._db.execute('PRAGMA page_count').fetchone()[0]
         journal._db.execute(f'PRAGMA max_page_count={pages + 2}')
-        batch = [make(i, symbols=tuple(f'{s:06d}' for s in range(500))) for i in range(1, 9)]
+        batch = [make_frame(i, symbols=tuple(f'{s:06d}' for s in range(500))) for i in range(1, 9)]
         with pytest.raises(JournalError, match='make room'):
             journal.commit(batch)
         assert [frame.seq for frame in journal.frames()] == [0]
         assert all(
-            frame.stamps[Stage.COMMITTED] == make(i).stamps[Stage.COMMITTED]
+            frame.stamps[Stage.COMMITTED] == make_frame(i).stamps[Stage.COMMITTED]
             for i, frame in enumerate(batch, 1)
         )
         journal._db.execute('PRAGMA max_page_count=100000')
         assert journal.commit(batch) == [True] * 8
         assert [frame.seq for frame in journal.frames()] == list(range(9))
-
-
-# --- killed and cut ---
-
-
-def write_until_killed(path: str, pipe: int) -> None:
-    journal = Journal.open(path, check=False)
-    index = 0
-    while True:
-        batch = [make(i) for i in range(index, index + 1 + index % 7)]
-        for _ in range(1 + index % 2):  # some batches are delivered twice
-            journal.commit(batch)
-        index += len(batch)
-        os.write(pipe, struct.pack('<I', index))
-
-
-def check_after_crash(path: Path, acknowledged: int) -> None:
-    with Journal.open(path) as journal:
-        found = list(journal.frames())
-    assert [frame.seq for frame in found] == list(range(len(found))), 'no hole, nothing twice'
-    assert len(found) >= acknowledged, 'every acknowledged frame is there'
-    assert len(found) <= acknowledged + 14, 'no more than the batch that was being written'
-    for frame in found:
-        assert_same(frame, make(frame.seq))
-
-
-def test_killed_at_random_points_under_load_every_committed_frame_is_there_once(
-    tmp_path: Path,
-) -> None:
-    rng = random.Random(20240607)
-    context = multiprocessing.get_context('fork')
-    for point in range(KILL_POINTS):
-        path = tmp_path / f'{point}.sqlite3'
-        Journal.open(path).close()
-        reader, writer = os.pipe()
-        child = context.Process(target=write_until_killed, args=(str(path), writer))
-        child.start()
-        os.close(writer)
-        os.read(reader, 4)  # it writes
-        deadline = time.monotonic() + rng.random() * 0.05
-        while time.monotonic() < deadline:
-            time.sleep(0.0005)
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        acknowledged = 0
-        rest = b''
-        while chunk := os.read(reader, 65536):
-            rest += chunk
-        for at in range(0, len(rest) - 3, 4):
-            acknowledged = struct.unpack_from('<I', rest, at)[0]
-        os.close(reader)
-        check_after_crash(path, acknowledged)
-
-
-def test_a_wal_cut_at_any_byte_opens_with_whole_transactions_in_order(path: Path) -> None:
-    rng = random.Random(7)
-    journal = Journal.open(path)
-    ends = [0]
-    wal = Path(f'{path}-wal')
-    for index in range(40):
-        journal.commit([make(2 * index), make(2 * index + 1)])
-        ends.append(wal.stat().st_size)
-    for _ in range(CUT_POINTS):
-        copy = crash_copy(journal)
-        size = rng.randrange(ends[-1] + 1)
-        os.truncate(f'{copy}-wal', size)
-        whole = sum(end <= size for end in ends[1:])
-        with Journal.open(copy) as found:
-            seqs = [frame.seq for frame in found.frames()]
-        assert seqs == list(range(2 * whole))
-        shutil.rmtree(copy.parent)
-    journal.close()

@@ -16,6 +16,7 @@ from heqis_ros.convert_health import msg_to_event
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
 from heqis_supervisor.params import JOURNAL
+from heqis_supervisor.retention import Retention
 from heqis_supervisor.risk_gate_node import RiskGateNode
 from heqis_supervisor.store import Store
 
@@ -31,6 +32,7 @@ class JournalNode(ManagedNode):
         """Create an unconfigured node over the process's store."""
         super().__init__()
         self._store = store
+        self._retention: Retention | None = None
 
     def configure(self, params: Any) -> None:
         """Open the journal and listen; refuse with the reason if it cannot be opened."""
@@ -38,12 +40,26 @@ class JournalNode(ManagedNode):
             params.path,
             queue=params.queue,
             max_predictions=params.max_predictions,
-            max_events=params.max_events,
+            max_events=0 if params.keep_mb else params.max_events,
         )
         self.defer(self._store.close)
+        self._retention = self._retain(params) if params.keep_mb else None
         self.subscription(Predictions, 'predictions', qos.PREDICTIONS, self._on_predictions)
         self.subscription(Event, 'events', qos.EVENTS, self._on_event)
         self.timer(REPORT_S, self._report)
+
+    def _retain(self, params: Any) -> Retention:
+        path = Path(params.path).absolute()
+        retention = Retention(
+            self._store,
+            path,
+            folder=Path(params.archive) if params.archive else path.parent / 'archive',
+            keep_mb=params.keep_mb,
+            keep_events=params.max_events,
+        )
+        retention.start()
+        self.defer(retention.close)
+        return retention
 
     def _on_predictions(self, message: Predictions) -> None:
         try:
@@ -67,9 +83,13 @@ class JournalNode(ManagedNode):
 
     def _report(self) -> None:
         self._store.check()
-        for name in ('predictions_dropped', 'events_dropped', 'commit_errors'):
+        for name in ('predictions_dropped', 'events_dropped', 'commit_errors', 'drop_errors'):
             self.set_counter(name, self._store.counters[name])
-        self.set_info(self._store.error or _from_here(self.params.path))
+        trouble = self._store.error
+        if self._retention is not None:
+            self.set_counter('archived_frames', self._retention.archived)
+            trouble = trouble or self._retention.error
+        self.set_info(trouble or _from_here(self.params.path))
 
 
 def _from_here(path: str) -> str:

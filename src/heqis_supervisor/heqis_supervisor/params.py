@@ -70,6 +70,22 @@ JOURNAL = ParamTable(
             minimum=1,
             maximum=100_000_000,
         ),
+        Param(
+            'keep_mb',
+            int,
+            4096,
+            'Size that the journal is held to: the oldest decisions go into the archive and only '
+            'then out of it, with older events; 0 keeps every decision and archives nothing.',
+            unit='MB',
+            minimum=0,
+            maximum=100_000_000,
+        ),
+        Param(
+            'archive',
+            str,
+            '',
+            'Folder of the archive, Parquet files; empty: archive, beside the journal.',
+        ),
     ],
 )
 

@@ -31,6 +31,8 @@ RETRY_S = 0.5
 """Wait after the journal refused to be written."""
 ASK_S = 0.25
 """Time between two questions whether readers have received everything."""
+DROP_S = 0.02
+"""Time between two transactions that drop what is in the archive."""
 READY_S = 0.02
 """Wait between two looks whether old frames can be published."""
 _SIDE_BATCH = 256
@@ -53,6 +55,23 @@ class Gate(Protocol):
 
 
 @dataclass
+class Dropping:
+    """What has become too much for the journal and is in the archive.
+
+    Attributes:
+        archived: of `frames` and `events`, the last row that has come into the archive.
+        keep: positions of frames that stay.
+        predictions: the last of the predictions that go.
+        free_pages: free pages that the file keeps.
+    """
+
+    archived: dict[str, int]
+    keep: tuple[int, ...]
+    predictions: int
+    free_pages: int
+
+
+@dataclass
 class _Setting:
     key: str
     value: str
@@ -65,7 +84,7 @@ class Store:
 
     Attributes:
         counters: frames, duplicates, overflow, predictions_dropped, events_dropped, commit_errors,
-            republished.
+            republished, drop_errors.
         error: why the journal cannot be written now; empty if it can.
         commit_us: duration of the last commit.
         failure: an exception that ended the thread; a bug.
@@ -87,6 +106,8 @@ class Store:
         self._predictions: deque[Predictions] = deque(maxlen=1024)
         self._events: deque[Event] = deque(maxlen=1024)
         self._settings: deque[_Setting] = deque()
+        self._dropping: Dropping | None = None
+        self._drop_s = 0.0
         self._behind = False
         self._sent: int | None = None
         self._ask_s = 0.0
@@ -94,7 +115,7 @@ class Store:
 
     def _clear(self) -> None:
         names = ('frames', 'duplicates', 'overflow', 'predictions_dropped', 'events_dropped')
-        self.counters = dict.fromkeys((*names, 'commit_errors', 'republished'), 0)
+        self.counters = dict.fromkeys((*names, 'commit_errors', 'republished', 'drop_errors'), 0)
         self.error = ''
         self.commit_us = 0.0
         self.failure: BaseException | None = None
@@ -114,7 +135,7 @@ class Store:
         Args:
             path: file of the journal.
             queue: room for predictions and for events.
-            max_predictions, max_events: rows that the journal keeps.
+            max_predictions, max_events: rows that the journal keeps; 0 is all.
 
         Raises JournalError, or ConfigError if the store is open with another path.
         """
@@ -155,7 +176,7 @@ class Store:
                 f'journal {self._path}: its thread did not end; restart the process'
             )
         self._journal.close()
-        self._thread = self._journal = None
+        self._thread = self._journal = self._dropping = None
 
     def attach(self, gate: Gate, *, batch: int, queue: int) -> None:
         """Begin to take decisions and to publish through a gate."""
@@ -218,6 +239,17 @@ class Store:
         with self._stepping:
             return [] if self._journal is None else list(self._journal.newest().values())
 
+    def drop(self, what: Dropping) -> None:
+        """Have what is in the archive dropped, little by little between the commits."""
+        with self._wake:
+            self._dropping = what
+            self._wake.notify()
+
+    @property
+    def dropping(self) -> bool:
+        """Whether something is still to be dropped."""
+        return self._dropping is not None
+
     @property
     def pending(self) -> int:
         """Frames that wait to be judged and made durable."""
@@ -250,7 +282,7 @@ class Store:
     def _wait_for_work(self) -> bool:
         with self._wake:
             if not self._has_work() and not self._stop.is_set():
-                self._wake.wait(FLUSH_S)
+                self._wake.wait(DROP_S if self._dropping else FLUSH_S)
             return self._has_work()
 
     def _has_work(self) -> bool:
@@ -269,12 +301,33 @@ class Store:
                 self._write_settings(self._journal)
                 self._catch_up(self._journal)
                 self._commit(self._journal)
+            self._drop_some(self._journal)
         except JournalError as error:
             self.error = str(error)
             self.counters['commit_errors'] += 1
             return False
         self.error = ''
         return True
+
+    def _drop_some(self, journal: Journal) -> None:
+        what, now_s = self._dropping, time.monotonic()
+        if what is None or now_s < self._drop_s:
+            return
+        self._drop_s = now_s + DROP_S
+        try:
+            while what.archived:
+                journal.set_archived(*what.archived.popitem())
+            more = (
+                journal.drop_archived(what.keep)
+                or journal.drop_predictions(what.predictions)
+                or journal.give_back(what.free_pages)
+            )
+        except JournalError:
+            # Commits go on; what is too much is looked at again.
+            self.counters['drop_errors'] += 1
+            more = False
+        if not more:
+            self._dropping = None
 
     def _write_settings(self, journal: Journal) -> None:
         while self._settings:

@@ -15,9 +15,10 @@ more.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions, Predictions
 from heqis_core.errors import JournalError
 from heqis_core.frame import Stage
+from heqis_core.io import journal_drop as drop
 from heqis_core.io import journal_file as file
 from heqis_core.io import journal_format as fmt
 from heqis_core.io.journal_reader import JournalReader
@@ -34,6 +36,8 @@ from heqis_core.io.journal_reader import JournalReader
 MAX_PREDICTIONS = 50_000
 MAX_EVENTS = 200_000
 _TRIM_EVERY = 256
+_COMMITTED = int(Stage.COMMITTED)
+_NEVER = -(1 << 63)
 
 _INSERT_FRAME = (
     'INSERT INTO frames VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) '
@@ -75,7 +79,6 @@ class Journal(JournalReader):
         self._closed = False
         self._limits = {'predictions': max_predictions, 'events': max_events}
         self._since_trim = 0
-        self._index: list[tuple[int, int, str, int, int, float]] = []
         self._universes: dict[tuple[str, ...], int] = {}
         self._latest: tuple[tuple[str, ...] | None, int] = (None, 0)
         self._names: dict[str, tuple[str, ...]] = {}
@@ -83,6 +86,7 @@ class Journal(JournalReader):
         self._unwritten_commit: tuple[int, int, int] | None = None
         self._published = int(self.get_meta('published') or 0)
         self._published_written = self._published
+        self._floors: dict[str, int] = json.loads(self.get_meta('floors') or '{}')
 
     @classmethod
     def open(
@@ -100,8 +104,8 @@ class Journal(JournalReader):
             path: the database file; its folder is made if need be.
             read_only: read what another process writes, or has written.
             check: look at every page first (`PRAGMA quick_check`); by default the writer does.
-            max_predictions: rows of predictions that are kept, the newest.
-            max_events: rows of events that are kept, the newest.
+            max_predictions: rows of predictions that are kept, the newest; 0 keeps all.
+            max_events: rows of events that are kept, the newest; 0 keeps all.
 
         Raises JournalError if it is no journal, is damaged (the message says how to repair it), is
         written by another process, or stands on a file system that cannot hold one safely.
@@ -161,28 +165,24 @@ class Journal(JournalReader):
         Raises JournalError if nothing could be written: then no frame of this call is in the
         journal, and the call may be repeated.
         """
-        new: list[bool] = []
         if not (decisions or predictions or events):
-            return new
-        first_id = next_id = self._next_id
+            return []
         with self._transaction():
-            for item in decisions:
-                fresh = self._insert(next_id, item)
-                next_id += fresh
-                new.append(fresh)
+            new = self._insert_frames(decisions) if decisions else []
+            for item, fresh in zip(decisions, new, strict=True):
                 if not fresh:
                     self._compare_with_first(item)
-            self._write_index()
             self._insert_predictions(predictions)
             self._insert_events(events)
-        self.duplicates += len(new) - (next_id - first_id)
-        if next_id > first_id:
+        n_new = sum(new)
+        self.duplicates += len(new) - n_new
+        if n_new:
             now = time.time_ns()
-            self._unwritten_commit = (first_id, next_id - 1, now)
-            self._next_id = next_id
+            self._unwritten_commit = (self._next_id, self._next_id + n_new - 1, now)
+            self._next_id += n_new
             for item, fresh in zip(decisions, new, strict=True):
                 if fresh:
-                    item.stamps[Stage.COMMITTED] = now
+                    item.stamps[_COMMITTED] = now
         return new
 
     def add_predictions(self, predictions: Sequence[Predictions]) -> None:
@@ -195,16 +195,14 @@ class Journal(JournalReader):
 
     def restore(self, frames: Sequence[Decisions]) -> int:
         """Write frames of another journal, commit times included; return how many are new."""
-        next_id = self._next_id
         with self._transaction():
-            for item in frames:
-                if self._insert(next_id, item):
-                    row = (next_id, next_id, int(item.stamps[Stage.COMMITTED]))
-                    self._db.execute(_INSERT_COMMIT, row)
-                    next_id += 1
-            self._write_index()
-        added, self._next_id = next_id - self._next_id, next_id
-        return added
+            new = self._insert_frames(frames) if frames else []
+            saved = [item for item, fresh in zip(frames, new, strict=True) if fresh]
+            for number, item in enumerate(saved, self._next_id):
+                row = (number, number, int(item.stamps[_COMMITTED]))
+                self._db.execute(_INSERT_COMMIT, row)
+        self._next_id += len(saved)
+        return len(saved)
 
     @property
     def position(self) -> int:
@@ -221,8 +219,52 @@ class Journal(JournalReader):
             with self._transaction():
                 pass
 
+    def set_archived(self, table: str, last: int) -> None:
+        """Note that rows of `frames` or `events` up to an id are in the archive, to be dropped."""
+        with self._transaction():
+            self._put_meta(fmt.ARCHIVED[table], str(last))
+
+    def drop_archived(self, keep: Collection[int] = ()) -> bool:
+        """Drop some of the rows that are in the archive, in one short transaction.
+
+        A frame that is not known to have been published stays, and so do those of `keep`: the
+        newest of each stream, by which the next start goes on. A key that was dropped never
+        counts as new again. Return whether there was anything to drop.
+        """
+        archived = self.archived()
+        upto = min(archived['frames'], self._published_written)
+        frames = drop.oldest_frames(self._db, upto, keep)
+        events = drop.oldest_events(self._db, archived['events'])
+        if not (frames or events):
+            return False
+        floors = dict(self._floors)
+        for _, stream, event_time_ns in frames:
+            floors[stream] = max(floors.get(stream, _NEVER), event_time_ns)
+        with self._transaction():
+            drop.frames(self._db, [number for number, *_ in frames])
+            drop.events(self._db, events)
+            self._put_meta('floors', json.dumps(floors))
+        self._floors = floors
+        return True
+
+    def drop_predictions(self, upto: int) -> bool:
+        """Drop some of the oldest predictions up to an id; return whether there were any."""
+        with self._transaction():
+            return drop.predictions(self._db, upto)
+
+    def give_back(self, keep_pages: int) -> bool:
+        """Give some of the free pages beyond `keep_pages` back; return whether there were any.
+
+        The file gets smaller with the next checkpoint. One that an older version made keeps its
+        size and uses the pages itself.
+        """
+        try:
+            return drop.give_back(self._db, keep_pages)
+        except sqlite3.Error as error:
+            raise file.failure(self.path, error) from error
+
     def set_limits(self, *, predictions: int | None = None, events: int | None = None) -> None:
-        """Change how many rows of predictions and events are kept; None leaves it as it is."""
+        """Change how many rows of predictions and events are kept: 0 is all, None as before."""
         for table, limit in (('predictions', predictions), ('events', events)):
             if limit is not None:
                 self._limits[table] = limit
@@ -239,16 +281,13 @@ class Journal(JournalReader):
                 f'{self.path} was opened to be read; the process of the risk gate writes it'
             )
         known = len(self._universes)
-        self._index = []
         try:
             self._db.execute('BEGIN IMMEDIATE')
             self._write_trailer()
             yield
             self._db.execute('COMMIT')
         except BaseException as error:
-            for key in list(self._universes)[known:]:
-                del self._universes[key]
-            self._latest = None, 0
+            self._forget_universes(known)
             if self._db.in_transaction:
                 self._db.execute('ROLLBACK')
             if isinstance(error, sqlite3.Error):
@@ -263,45 +302,47 @@ class Journal(JournalReader):
         if self._published != self._published_written:
             self._put_meta('published', str(self._published))
 
-    def _insert(self, frame_id: int, item: Decisions) -> bool:
-        stamps, body = fmt.pack_stamps(item.stamps), fmt.pack_body(item)
-        places, n_refused = fmt.indexed(item)
-        row = (
-            frame_id,
-            item.stream,
-            item.event_time_ns,
-            item.revision,
-            fmt.signed(item.epoch),
-            fmt.signed(item.seq),
-            item.bundle_id,
-            item.generator,
-            self._universe(item.symbols),
-            len(item.symbols),
-            len(places) - n_refused,
-            n_refused,
-            fmt.row_crc(item, stamps, body),
-            stamps,
-            body,
-        )
-        if self._db.execute(_INSERT_FRAME, row).rowcount != 1:
+    def _insert_frames(self, items: Sequence[Decisions]) -> list[bool]:
+        """Insert frames from `_next_id` on and say for each whether it is new."""
+        first = self._next_id
+        # All at once, which is how they nearly always come; one by one where a key is not new.
+        if len(items) > 1 and not any(self._is_forgotten(item) for item in items):
+            known = len(self._universes)
+            self._db.execute('SAVEPOINT batch')
+            done = self._insert(first, items)
+            if not done:
+                self._db.execute('ROLLBACK TO batch')
+                self._forget_universes(known)
+            self._db.execute('RELEASE batch')
+            if done:
+                return [True] * len(items)
+        new: list[bool] = []
+        for item in items:
+            new.append(not self._is_forgotten(item) and self._insert(first + sum(new), [item]))
+        return new
+
+    def _insert(self, first_id: int, items: Sequence[Decisions]) -> bool:
+        """Insert frames and their index; return False if not all are new."""
+        bodies = [fmt.pack_body(item) for item in items]
+        index, *counts = fmt.indexed(first_id, items)
+        rows = [
+            fmt.frame_row(first_id + i, item, self._universe(item.symbols), *packed)
+            for i, (item, *packed) in enumerate(zip(items, bodies, *counts, strict=True))
+        ]
+        if self._db.executemany(_INSERT_FRAME, rows).rowcount != len(rows):
             return False
-        if places:
-            action, reasons, score = (
-                column.tolist() for column in (item.action, item.reasons, item.score)
-            )
-            self._index += [
-                (frame_id, i, item.symbols[i], action[i], reasons[i], score[i]) for i in places
-            ]
+        if index:
+            self._db.executemany(_INSERT_SIGNAL, index)
         return True
 
-    def _write_index(self) -> None:
-        if self._index:
-            self._db.executemany(_INSERT_SIGNAL, self._index)
+    def _is_forgotten(self, item: Decisions) -> bool:
+        """Whether a frame is as old as those that were dropped: it never counts as new again."""
+        return bool(self._floors) and item.event_time_ns <= self._floors.get(item.stream, _NEVER)
 
     def _compare_with_first(self, item: Decisions) -> None:
         where = 'WHERE f.stream = ? AND f.event_time_ns = ? AND f.revision = ?'
-        first = next(self._frames(where, (item.stream, item.event_time_ns, item.revision)))
-        if fmt.same_proposal(first, item):
+        first = next(self._frames(where, (item.stream, item.event_time_ns, item.revision)), None)
+        if first is None or fmt.same_proposal(first, item):
             return
         self._put_meta('conflicts', str(int(self.get_meta('conflicts') or 0) + 1))
         text = (
@@ -343,6 +384,8 @@ class Journal(JournalReader):
         if added and self._since_trim >= _TRIM_EVERY:
             self._since_trim = 0
             for table, limit in self._limits.items():
+                if not limit:
+                    continue
                 self._db.execute(
                     f'DELETE FROM {table} WHERE id <= (SELECT MAX(id) FROM {table}) - ?', (limit,)
                 )
@@ -360,6 +403,12 @@ class Journal(JournalReader):
             self._universes[symbols] = found
         self._latest = symbols, found
         return found
+
+    def _forget_universes(self, known: int) -> None:
+        """Forget those after the first `known`: their rows have been rolled back."""
+        for key in list(self._universes)[known:]:
+            del self._universes[key]
+        self._latest = None, 0
 
     def _put_meta(self, key: str, value: str) -> None:
         self._db.execute('INSERT OR REPLACE INTO meta VALUES (?,?)', (key, value))

@@ -41,6 +41,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         empty = db.execute('SELECT COUNT(*) FROM sqlite_master').fetchone()[0] == 0
         if not empty:
             _check_kind(path, db)
+        if empty:
+            db.execute('PRAGMA auto_vacuum=INCREMENTAL')
         db.execute('PRAGMA synchronous=FULL')
         mode = db.execute('PRAGMA journal_mode=WAL').fetchone()[0]
         level = db.execute('PRAGMA synchronous').fetchone()[0]

@@ -22,6 +22,7 @@ then float32 probabilities (G, S, 3). uint64 values (epoch, seq) are stored as S
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -43,8 +44,13 @@ _REFUSAL_BITS = np.uint32(int(REFUSALS))
 _AWAY_BIT = np.uint32(int(Reason.BOARD_AWAY))
 _NONE, _BUY = np.uint8(int(Action.NONE)), np.uint8(int(Action.BUY))
 
-OWN_META = ('published', 'conflicts')
+ARCHIVED = {'frames': 'archived_frames', 'events': 'archived_events'}
+"""Keys of `meta`: the last row of a table that is in the archive."""
+OWN_META = ('published', 'conflicts', 'name', 'floors', *ARCHIVED.values())
 """Keys of `meta` that the journal keeps for itself."""
+
+IndexRow = tuple[int, int, str, int, int, float]
+"""A row of `signal_index`: frame, place, symbol, action, reasons, score."""
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -185,11 +191,62 @@ def refused(item: Decisions) -> npt.NDArray[np.bool_]:
     return hit
 
 
-def indexed(item: Decisions) -> tuple[list[int], int]:
-    """Return the places of signals and refusals, for the index, and how many are refusals."""
-    hit = refused(item)
-    places = np.flatnonzero(hit | (item.action >= _BUY))
-    return places.tolist(), int(np.count_nonzero(hit))
+def indexed(
+    first_id: int, items: Sequence[Decisions]
+) -> tuple[list[IndexRow], list[int], list[int]]:
+    """Return the rows of the index for frames, and of each how many are signals and refusals.
+
+    The frames have the ids from `first_id` on. All are looked at together: for small frames the
+    calls cost more than the work. Their columns must be as long as `pack_body` demands.
+    """
+    action = np.concatenate([item.action for item in items])
+    reasons = np.concatenate([item.reasons for item in items])
+    is_signal = action >= _BUY
+    is_refused = ((reasons & _REFUSAL_BITS) != 0) & (action == _NONE)
+    ends = np.cumsum([len(item.action) for item in items])
+    hits = np.flatnonzero(is_signal | is_refused)
+    frame = np.searchsorted(ends, hits, 'right')
+    n_all = np.bincount(frame, minlength=len(items))
+    n_refused = np.bincount(frame, is_refused[hits], len(items)).astype(np.int64)
+    if not len(hits):
+        return [], n_all.tolist(), n_refused.tolist()
+    starts = np.concatenate(([0], ends[:-1]))
+    at, places = frame.tolist(), (hits - starts[frame]).tolist()
+    score = np.concatenate([item.score for item in items])
+    rows = zip(
+        (frame + first_id).tolist(),
+        places,
+        [items[i].symbols[place] for i, place in zip(at, places, strict=True)],
+        action[hits].tolist(),
+        reasons[hits].tolist(),
+        score[hits].tolist(),
+        strict=True,
+    )
+    return list(rows), (n_all - n_refused).tolist(), n_refused.tolist()
+
+
+def frame_row(
+    frame_id: int, item: Decisions, universe: int, body: bytes, n_signals: int, n_refused: int
+) -> tuple[object, ...]:
+    """Return the row of `frames` for a frame and its `pack_body`."""
+    stamps = pack_stamps(item.stamps)
+    return (
+        frame_id,
+        item.stream,
+        item.event_time_ns,
+        item.revision,
+        signed(item.epoch),
+        signed(item.seq),
+        item.bundle_id,
+        item.generator,
+        universe,
+        len(item.symbols),
+        n_signals,
+        n_refused,
+        row_crc(item, stamps, body),
+        stamps,
+        body,
+    )
 
 
 def same_proposal(one: Decisions, other: Decisions) -> bool:
