@@ -35,6 +35,7 @@ setup(
             'bundle = heqis_core.commands.bundle:register',
             'data = heqis_core.commands.data:register',
             'features = heqis_core.commands.features:register',
+            'journal = heqis_core.commands.journal:register',
         ],
     },
 )

@@ -28,6 +28,7 @@ OFFERED_BY = {
     'keys': ('heqis_bringup', 'make the CURVE key pair of a board'),
     'batch': ('heqis_bringup', 'the decisions of a bundle on a data set, without any graph'),
     'bundle': ('heqis_core', 'sign, verify, show, compare, pack and swap bundles'),
+    'journal': ('heqis_core', 'show, export and check the journal of signals and events'),
     'data': ('heqis_core', 'check market data: what is wrong, where, and how much of it'),
     'engines': ('heqis_compute', 'choose and build the engines of a bundle on this board'),
     'features': ('heqis_core', 'named feature columns of bars, in batch or as a stream'),
