@@ -89,7 +89,16 @@ def test_a_board_is_reset_by_its_relay_and_latched_when_that_does_not_help(real_
 
     with tcp_devices(port, relay), agent.on(real_graph.endpoint):
         real_graph.start('supervisor')
-        until(lambda: step() == 'NONE' and relay.writes, UP_S, 'a watched board, a coil at rest')
+        # One that never reported in is not reset: wait until the agent has been heard.
+        until(
+            lambda: (
+                step() == 'NONE'
+                and relay.writes
+                and real_graph.values('board/compute').get('boot_id') == 'boot 1'
+            ),
+            UP_S,
+            'a watched board, a coil at rest',
+        )
         ask = services(real_graph, until)
 
         dry = ask('reset_board', ResetBoard, board='compute', dry_run=True)
