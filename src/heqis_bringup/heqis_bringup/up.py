@@ -138,12 +138,13 @@ def check_sources(plan: LaunchPlan) -> None:
     read and the file does not join.
     """
     source = plan.values.get('source')
-    for argument, needed in (('data', 'file'), ('sources', 'several')):
-        if plan.values.get(argument) and source != needed:
-            raise ConfigError(
-                f'{argument}:={plan.values[argument]} is not read with source:={source}; give '
-                f'source:={needed} as well'
-            )
+    if source == 'simulator':  # the default, so perhaps nobody meant it
+        for argument, needed in (('data', 'file'), ('sources', 'several')):
+            if plan.values[argument]:
+                raise ConfigError(
+                    f'{argument}:={plan.values[argument]} is not read with source:={source}; give '
+                    f'source:={needed} as well'
+                )
     if source != 'several':
         return
     if not plan.values['sources']:

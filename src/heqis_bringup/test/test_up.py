@@ -247,7 +247,6 @@ def test_a_stop_signal_is_seen_and_the_second_one_is_urgent() -> None:
     [
         (['data:=bars'], 'data:=bars is not read with source:=simulator; give source:=file'),
         (['sources:=s.yaml'], 'sources:=s.yaml is not read with source:=simulator; give source:='),
-        (['source:=several', 'sources:=s.yaml', 'data:=bars'], 'data:=bars is not read with'),
     ],
 )
 def test_data_that_would_not_be_read_is_refused_before_anything_starts(
