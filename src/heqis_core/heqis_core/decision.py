@@ -61,6 +61,17 @@ def reason_names(bits: int) -> tuple[str, ...]:
     return tuple(reason.name.lower() for reason in Reason if bits & reason and reason.name)
 
 
+COLUMNS = (
+    'action',
+    'reasons',
+    'score',
+    'target_position',
+    'probabilities',
+    'predicted_return',
+    'valid_until_ns',
+)
+"""Fields of `Decisions` that are arrays with first axis S, in their order."""
+
 _OBJECTS_BYTES = 1800
 """The dataclass, its eight arrays and its numbers (measured, CPython 3.11)."""
 

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.decision import Action, Decisions, Reason
+from heqis_core.decision import COLUMNS, Action, Decisions, Reason
 
 Frames = Callable[[], Iterable[Decisions]]
 """Gives the same frames anew at each call."""
@@ -208,7 +208,7 @@ def _collect(frames: Frames, stream: str, group: tuple[str, ...]) -> Iterator[Sy
         part['revision'] = frame.revision
         part['bundle'] = bundles.setdefault(frame.bundle_id, len(bundles))
         part['generator'] = generators.setdefault(frame.generator, len(generators))
-        for field in _COLUMNS:
+        for field in COLUMNS:
             part[field] = getattr(frame, field)[at]
         parts.append(part)
     flat = np.concatenate(parts)
@@ -218,14 +218,3 @@ def _collect(frames: Frames, stream: str, group: tuple[str, ...]) -> Iterator[Sy
     for index, symbol_name in enumerate(group):
         part = flat[bounds[index] : bounds[index + 1]]
         yield SymbolRecords(stream, symbol_name, part, names, kinds)
-
-
-_COLUMNS = (
-    'action',
-    'reasons',
-    'score',
-    'target_position',
-    'probabilities',
-    'predicted_return',
-    'valid_until_ns',
-)

@@ -17,22 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from heqis_core.decision import Action, Decisions, Reason
+from heqis_core.decision import COLUMNS, Action, Decisions, Reason
 from heqis_core.frame import FeatureFrame
 from heqis_core.rendezvous import split
 
 REMEMBER = 64
 """Frames kept, the newest offered: as many as a stream may have open (`max_in_flight`)."""
-
-_COLUMNS = (
-    'action',
-    'reasons',
-    'score',
-    'target_position',
-    'probabilities',
-    'predicted_return',
-    'valid_until_ns',
-)
 
 
 class Share(NamedTuple):
@@ -218,7 +208,7 @@ def put_together(frame: FeatureFrame, parts: Iterable[tuple[Share, Decisions]]) 
         stamps=np.max([part.stamps for _, part in parts], axis=0),
     )
     for share, part in parts:
-        for column in _COLUMNS:
+        for column in COLUMNS:
             getattr(whole, column)[share.places] = getattr(part, column)
     return whole
 

@@ -36,8 +36,8 @@ from heqis_ros import vitals
 from heqis_ros.params import ParamTable
 from heqis_ros.ports import GatedNode, RCLError, one_line
 
-FAULT_PERIOD_S = 10.0
-"""Least time between two faults that `tell_fault` logs of one thing."""
+FAULT_BURST, FAULT_PERIOD_S = 3, 10.0
+"""Faults of one thing that `tell_fault` logs at once, and the time until one more may be."""
 
 SPIN_PERIOD_S = 0.2
 """Period of the timer that advances `spin_count` while the node's executor runs."""
@@ -67,7 +67,7 @@ class ManagedNode(GatedNode):
         """Values of the parameters while configured, else None."""
         self.param_problems = self.PARAMS.declare(self)
         """What was given to the node and cannot be used, by name: configure refuses."""
-        self._faults: dict[str, tuple[str, float]] = {}
+        self._faults: dict[str, tuple[str, float, float]] = {}
         self._full_name = self.get_fully_qualified_name()
         # Outside the gates and as old as the node: the proof that its executor runs.
         self._spin_timer = self.create_timer(SPIN_PERIOD_S, self._spun)
@@ -116,14 +116,16 @@ class ManagedNode(GatedNode):
     def tell_fault(self, text: str, about: str = '') -> None:
         """Log the state of something, told again and again: a fault, or empty for none.
 
-        A fault is logged once, another one when it comes, but at most one in `FAULT_PERIOD_S`:
-        the address of a stranger changes all the time. `about` tells several things apart.
+        A fault is logged once, another one when it comes; after `FAULT_BURST` of them one in
+        `FAULT_PERIOD_S`: the address of a stranger changes all the time. `about` tells several
+        things apart.
         """
-        said, at_s = self._faults.get(about, ('', float('-inf')))
         now_s = time.monotonic()
-        if text == said or (text and now_s - at_s < FAULT_PERIOD_S):
+        said, left, at_s = self._faults.get(about, ('', float(FAULT_BURST), now_s))
+        left = min(FAULT_BURST, left + (now_s - at_s) / FAULT_PERIOD_S)
+        if text == said or (text and left < 1):
             return
-        self._faults[about] = (text, now_s if text else at_s)
+        self._faults[about] = (text, left - bool(text), now_s)
         if text:
             self.get_logger().warning(text)
 
