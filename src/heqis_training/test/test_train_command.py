@@ -398,7 +398,7 @@ POSIX_CALLS = {
     'setsid', 'sched_getaffinity', 'sched_setaffinity', 'statvfs', 'sysconf', 'uname', 'wait4',
     'waitid', 'waitpid',
 }  # fmt: skip
-NOT_OF_TRAINING = ('tushare_store', 'journal_file')
+NOT_OF_TRAINING = ('tushare_store', 'journal_file', 'file_lock')
 """Modules of heqis_core that lock files as POSIX does; train, evaluate and export load neither."""
 LINUX_ALONE = ('rknn_tool', 'rknn_worker', 'testing_convert')
 """The vendor of the NPU has its toolkit for no other system."""
