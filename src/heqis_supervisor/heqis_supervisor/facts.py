@@ -17,6 +17,7 @@ from heqis_core.control import (
     Level,
     NodeState,
     ProcessBeat,
+    Reboot,
     Transit,
     Transition,
 )
@@ -77,7 +78,7 @@ class Command:
     """Action: send this to the agent of a board."""
 
     board: str
-    message: Transit | Kill | KillSilent
+    message: Transit | Kill | KillSilent | Reboot
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Reset:
-    """Action: reset a board in hardware, once this is on the disk."""
+    """Action: reset a board in hardware, once this is on the disk.
+
+    A soft one is only put on the disk: the order to the board's agent follows the answer.
+    """
 
     board: str
     id: int
+    soft: bool = False
 
 
 Action = Command | Note | Reset
@@ -184,6 +189,7 @@ class ProcessMind:
         search, search_s: the search for a start that never spoke, and not before when the next.
         searched: how often one was found and ended, in a row.
         trouble: lost, hung, deaf, stuck or finalized; empty if none.
+        reboot: why only a reboot of its board may help; empty if it need not be rebooted.
         latched: why nothing is tried any more; empty if not.
         step, reason: verdict of the last update.
     """
@@ -201,6 +207,7 @@ class ProcessMind:
     search_s: float = 0.0
     searched: int = 0
     trouble: str = ''
+    reboot: str = ''
     latched: str = ''
     step: Step = Step.NONE
     reason: str = ''
@@ -208,14 +215,15 @@ class ProcessMind:
 
 @dataclass(frozen=True)
 class Resetting:
-    """A reset that was asked for, and by when its effect must show.
+    """A reset or reboot that was asked for, and by when its effect must show.
 
     Attributes:
-        id: its action; 0 for one from before a restart of the supervisor.
+        id: its action, of a reboot then its order; 0 for one from before a restart.
         reason: why.
         boot_before: boot identity of the board then; empty if nobody knew.
         deadline_s: when it counts as without effect.
-        acted: the driver is done.
+        acted: the driver is done, or the agent was told.
+        soft: a reboot in good order by the board's own agent.
     """
 
     id: int
@@ -223,6 +231,7 @@ class Resetting:
     boot_before: str
     deadline_s: float
     acted: bool = False
+    soft: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,8 +241,9 @@ class ResetMind:
     Attributes:
         boot_id: identity of the boot that reported in last; empty if none ever did.
         heard_s: when its agent was last heard, or since when anybody could have heard it.
-        begun_s: when resets were begun, within the window of the rule.
-        running: the reset in flight.
+        begun_s: when resets and reboots were begun, within the window of the rule.
+        running: the one in flight.
+        escalated: a reboot had no effect, so the next is a reset in hardware.
         latched: why it is reset no more; empty if it is.
         step, reason: verdict of the last update.
     """
@@ -242,6 +252,7 @@ class ResetMind:
     heard_s: float = 0.0
     begun_s: tuple[float, ...] = ()
     running: Resetting | None = None
+    escalated: bool = False
     latched: str = ''
     step: Step = Step.NONE
     reason: str = ''

@@ -98,6 +98,13 @@ AGENT = ParamTable(
             'tcp://127.0.0.1:5558',
             'Where the supervisor listens for agents.',
         ),
+        Param(
+            'reboot_command',
+            str,
+            '',
+            'Program and arguments that reboot this board in good order when the supervisor asks '
+            'for it, as systemctl reboot; no shell reads them. Empty: such an order is refused.',
+        ),
         *_KEYS,
     ],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from heqis_core.control import Kill, KillSilent, Level, NodeState, Transit, Transition
 from heqis_supervisor.facts import (
@@ -125,19 +126,20 @@ def _clear(turn: Turn, cleared: tuple[str, ...]) -> None:
             turn.set_node(name, latched='', failures=0, retry_s=0.0)
             turn.note(Level.INFO, 'cleared', name, 'cleared by a person')
     for key, process in list(turn.processes.items()):
-        if process.latched and (everything or key in cleared):
-            turn.set_process(key, latched='', kills=0, searched=0, births=(), retry_s=0.0)
+        if _process_given_up(process) and (everything or key in cleared):
+            fresh: dict[str, Any] = {'kills': 0, 'searched': 0, 'births': (), 'retry_s': 0.0}
+            turn.set_process(key, latched='', reboot='', **fresh)
             turn.note(Level.INFO, 'cleared', key, 'cleared by a person')
     for board, reset in list(turn.resets.items()):
         if reset.latched and (everything or f'board/{board}' in cleared):
-            turn.set_reset(board, latched='')
+            turn.set_reset(board, latched='', escalated=False)
             turn.note(Level.INFO, 'cleared', f'board/{board}', 'cleared by a person')
 
 
 def latched(state: State) -> tuple[str, ...]:
     """Return what is given up until a person clears it, as `Facts.cleared` names it."""
     nodes = [name for name, mind in state.nodes.items() if mind.latched]
-    processes = [key for key, mind in state.processes.items() if mind.latched]
+    processes = [key for key, mind in state.processes.items() if _process_given_up(mind)]
     boards = [f'board/{board}' for board, mind in state.resets.items() if mind.latched]
     return (*nodes, *processes, *boards)
 
@@ -158,7 +160,8 @@ def healthy(turn: Turn, name: str) -> bool:
     """Whether others may rely on a node now."""
     rule, mind = turn.rules.nodes[name], turn.nodes[name]
     process = turn.processes[f'{rule.board}/{rule.process}']
-    fine = not process.trouble and not process.latched and turn.board_heard(rule.board)
+    fine = not process.trouble and not _process_given_up(process)
+    fine = fine and turn.board_heard(rule.board)
     return fine and mind.state == NodeState.ACTIVE and mind.step == Step.NONE
 
 
@@ -173,6 +176,8 @@ def _judge_node(turn: Turn, rule: NodeRule) -> None:
     step, reason = Step.NONE, ''
     if process.latched or mind.latched:
         step, reason = Step.SAFE_LATCH, process.latched or mind.latched
+    elif process.reboot:
+        step, reason = Step.SOFT_REBOOT, process.reboot
     elif process.trouble or process.beat is None:
         step = Step.RESTART_PROCESS if process.trouble else Step.WARN
         reason = process.trouble or process.reason
@@ -242,7 +247,11 @@ def _hold(turn: Turn) -> bool:
 
 def _given_up(turn: Turn, rule: NodeRule) -> bool:
     process = turn.processes[f'{rule.board}/{rule.process}']
-    return bool(process.latched or turn.nodes[rule.name].latched)
+    return bool(_process_given_up(process) or turn.nodes[rule.name].latched)
+
+
+def _process_given_up(mind: ProcessMind) -> bool:
+    return bool(mind.latched or mind.reboot)
 
 
 # --- what to do ---
@@ -250,10 +259,14 @@ def _given_up(turn: Turn, rule: NodeRule) -> bool:
 
 def _plan(turn: Turn, key: str, rule: ProcessRule) -> None:
     mind = turn.processes[key]
-    if not turn.board_heard(rule.board):
-        return
     if mind.latched:
         turn.set_process(key, step=Step.SAFE_LATCH, reason=mind.latched)
+    elif mind.reboot:
+        turn.set_process(key, step=Step.SOFT_REBOOT, reason=mind.reboot)
+    elif not turn.board_heard(rule.board):
+        if mind.beat is not None:
+            reason = f'no word from the agent of board {rule.board}'
+            turn.set_process(key, step=Step.WARN, reason=reason)
     elif mind.beat is None:
         if is_late(turn, rule):
             _plan_search(turn, key, rule)
