@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 from heqis_core.control import (
     FromAgent,
@@ -21,19 +20,7 @@ from heqis_core.control import (
     Transit,
     Transition,
 )
-
-
-class Step(IntEnum):
-    """The recovery ladder: the highest step that applies to a node or process wins."""
-
-    NONE = 0
-    WARN = 1
-    HOLD_OUTPUT = 2
-    RESTART_NODE = 3
-    RESTART_PROCESS = 4
-    SOFT_REBOOT = 5
-    HARD_RESET = 6
-    SAFE_LATCH = 7
+from heqis_supervisor.ladder import Case, Step
 
 
 @dataclass(frozen=True)
@@ -133,7 +120,7 @@ class NodeMind:
         reset: it must go through cleanup before it is tried again.
         failures, failure, retry_s: in a row, the last one, and not before when the next attempt.
         latched: why nothing is tried any more; empty if not.
-        step, reason: verdict of the last update; the reason is empty if all is well.
+        case, reason: verdict of the last update; the reason is empty if all is well.
         waits_for: nodes it depends on that are not well.
     """
 
@@ -157,9 +144,14 @@ class NodeMind:
     failure: str = ''
     retry_s: float = 0.0
     latched: str = ''
-    step: Step = Step.NONE
+    case: Case = Case.NODE_WELL
     reason: str = ''
     waits_for: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> Step:
+        """Return its step on the ladder."""
+        return self.case.step
 
 
 @dataclass(frozen=True)
@@ -191,7 +183,7 @@ class ProcessMind:
         trouble: lost, hung, deaf, stuck or finalized; empty if none.
         reboot: why only a reboot of its board may help; empty if it need not be rebooted.
         latched: why nothing is tried any more; empty if not.
-        step, reason: verdict of the last update.
+        case, reason: verdict of the last update.
     """
 
     beat: ProcessBeat | None = None
@@ -209,8 +201,13 @@ class ProcessMind:
     trouble: str = ''
     reboot: str = ''
     latched: str = ''
-    step: Step = Step.NONE
+    case: Case = Case.PROCESS_WELL
     reason: str = ''
+
+    @property
+    def step(self) -> Step:
+        """Return its step on the ladder."""
+        return self.case.step
 
 
 @dataclass(frozen=True)
@@ -245,7 +242,7 @@ class ResetMind:
         running: the one in flight.
         escalated: a reboot had no effect, so the next is a reset in hardware.
         latched: why it is reset no more; empty if it is.
-        step, reason: verdict of the last update.
+        case, reason: verdict of the last update.
     """
 
     boot_id: str = ''
@@ -254,8 +251,13 @@ class ResetMind:
     running: Resetting | None = None
     escalated: bool = False
     latched: str = ''
-    step: Step = Step.NONE
+    case: Case = Case.BOARD_WELL
     reason: str = ''
+
+    @property
+    def step(self) -> Step:
+        """Return its step on the ladder."""
+        return self.case.step
 
 
 @dataclass(frozen=True)
@@ -285,3 +287,8 @@ class State:
     hold: bool = False
     next_id: int = 1
     strangers: frozenset[str] = frozenset()
+
+    @property
+    def case(self) -> Case:
+        """Return the case of the whole graph."""
+        return Case.GRAPH_HELD if self.hold else Case.GRAPH_WELL

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from heqis_core.control import Level, NodeState, Transition
-from heqis_supervisor.facts import NodeMind, ProcessMind, Running, Step
+from heqis_supervisor.facts import NodeMind, ProcessMind, Running
 from heqis_supervisor.hearing import SETTLE_S, Turn
+from heqis_supervisor.ladder import Case
 from heqis_supervisor.rules import NodeRule, ProcessRule
 
 ANSWER_S = 2.0
@@ -56,7 +57,7 @@ def judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
         trouble = _hung(turn, rule, busy) or _deaf(turn, rule)
     if trouble and not mind.trouble:
         turn.note(Level.ERROR, f'process_{trouble.partition(":")[0]}', key, trouble)
-    mind = turn.set_process(key, trouble=trouble, step=Step.NONE, reason='')
+    mind = turn.set_process(key, trouble=trouble, case=Case.PROCESS_WELL, reason='')
     if len(mind.births) > rule.restarts_max and not mind.latched and not mind.reboot:
         why = f'{len(mind.births)} starts within {rule.restarts_window_s:g} s; last: {trouble}'
         turn.give_up(key, why.removesuffix('; last: '))
@@ -76,7 +77,7 @@ def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
         reason = f'never reported in; is it in the launch file of board {rule.board}?'
     if late and turn.processes[key].reason != reason:
         turn.note(Level.ERROR, 'process_missing', key, reason)
-    turn.set_process(key, step=Step.WARN, reason=reason)
+    turn.set_process(key, case=Case.PROCESS_UNHEARD, reason=reason)
 
 
 def timeout_s(rule: NodeRule, transition: Transition) -> float:

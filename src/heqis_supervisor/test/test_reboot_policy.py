@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from heqis_core.control import Kill, Level, Reboot
-from heqis_supervisor.facts import Pulsed, Step
+from heqis_supervisor.facts import Pulsed
 from heqis_supervisor.health import report
+from heqis_supervisor.ladder import Step
 from heqis_supervisor.policy import latched
 from heqis_supervisor.reset.ledger import Uptime, decode, encode
 from heqis_supervisor.reset.rules import CommandReset, DryRun

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from heqis_core.control import Level, Reboot, Result
-from heqis_supervisor.facts import Command, Facts, Reset, ResetMind, Resetting, Step
+from heqis_supervisor.facts import Command, Facts, Reset, ResetMind, Resetting
 from heqis_supervisor.hearing import Turn
+from heqis_supervisor.ladder import Case
 from heqis_supervisor.reset.rules import ResetRule
 
 _SAID = {
@@ -72,6 +73,9 @@ def _take_answer(turn: Turn, board: str, rule: ResetRule, ok: bool, text: str) -
     running = replace(running, acted=True, deadline_s=turn.now + rule.boot_ms / 1000)
     if not running.soft:
         turn.note(Level.WARN, 'reset_carried_out', board, text)
+    elif not turn.board_heard(board):
+        _reboot_failed(turn, board, 'it fell silent before it was told')
+        return
     elif rule.real and mind.boot_id == running.boot_before:
         running = replace(running, id=turn.next_id)
         turn.actions.append(Command(board, Reboot(turn.next_id, mind.boot_id)))
@@ -92,8 +96,12 @@ def _take_agents_answer(turn: Turn, board: str, facts: Facts) -> None:
             else:
                 problem = message.text
     if problem:
-        turn.set_reset(board, running=None, escalated=True)
-        turn.note(Level.ERROR, 'reset_failed', board, f'its agent did not reboot it: {problem}')
+        _reboot_failed(turn, board, problem)
+
+
+def _reboot_failed(turn: Turn, board: str, problem: str) -> None:
+    turn.set_reset(board, running=None, escalated=True)
+    turn.note(Level.ERROR, 'reset_failed', board, f'its agent did not reboot it: {problem}')
 
 
 def _forget_old(turn: Turn, board: str, rule: ResetRule) -> None:
@@ -192,15 +200,15 @@ def _begin(turn: Turn, board: str, rule: ResetRule, reason: str, soft: bool) -> 
 def _conclude(turn: Turn, board: str, rule: ResetRule, cause: str) -> None:
     mind = turn.resets[board]
     running = mind.running
-    step, reason = Step.NONE, ''
+    case, reason = Case.BOARD_WELL, ''
     if mind.latched:
-        step, reason = Step.SAFE_LATCH, mind.latched
+        case, reason = Case.BOARD_LATCHED, mind.latched
     elif running is not None:
-        step = Step.SOFT_REBOOT if running.soft else Step.HARD_RESET
+        case = Case.BOARD_REBOOTS if running.soft else Case.BOARD_RESETS
         before, after = _SAID[running.soft]
         done = after if running.acted else before
         reason = f'{done}, {running.reason}; no new boot of it yet'
     elif cause:
         left_s = cooldown_left_s(rule, mind, turn.now)
-        step, reason = Step.WARN, f'{cause}; next reset in {left_s:.0f} s'
-    turn.set_reset(board, step=step, reason=reason)
+        case, reason = Case.BOARD_WAITS, f'{cause}; next reset in {left_s:.0f} s'
+    turn.set_reset(board, case=case, reason=reason)
