@@ -96,6 +96,8 @@ class World:
     lost_orders: int = 0
     """So many orders do not reach their node yet."""
     kill_fails: set[str] = field(default_factory=set)
+    kill_lost: set[str] = field(default_factory=set)
+    """Processes whose kill is neither done nor answered."""
     no_respawn: set[str] = field(default_factory=set)
     silent_kills: int = 0
     """How many starts were ended whose identity the supervisor does not know."""
@@ -325,6 +327,8 @@ class World:
 
     def _kill(self, board: str, order: Kill) -> None:
         process = self.processes[f'{board}/{order.process}']
+        if process.key in self.kill_lost:
+            return
         if process.key in self.kill_fails:
             self._post(
                 Result(order.id, board, self.agent_ids.get(board, 1), False, 'not permitted')

@@ -360,9 +360,10 @@ class AnyFault(RuleBasedStateMachine):
         self.world.processes[key].hung = self.world.processes[key].alive
         self.world.run(seconds)
 
-    @rule(key=PROCESSES, fails=st.booleans())
-    def kills_fail_or_not(self, key, fails) -> None:
-        (self.world.kill_fails.add if fails else self.world.kill_fails.discard)(key)
+    @rule(key=PROCESSES, how=st.sampled_from(['works', 'fails', 'is lost']))
+    def from_now_on_a_kill(self, key, how) -> None:
+        for there, keys in (('fails', self.world.kill_fails), ('is lost', self.world.kill_lost)):
+            (keys.add if how == there else keys.discard)(key)
 
     @rule(name=NODES, times=st.integers(1, 4))
     def a_node_falls_and_refuses(self, name, times) -> None:
