@@ -536,6 +536,8 @@ class RealGraph:
         self.params: dict[str, dict[str, object]] = {}
         """Parameters by process, beside those that each gets."""
         self.diagnostics: dict[str, object] = {}
+        self.told: list[DiagnosticArray] = []
+        """Every message on /diagnostics, in order."""
         self.events: list[Event] = []
         self.since_ns = 0
         """Events from before do not count, however late they arrive."""
@@ -549,6 +551,7 @@ class RealGraph:
         self.node = node
 
     def _diagnose(self, message: DiagnosticArray) -> None:
+        self.told.append(message)
         self.diagnostics = {
             status.name.removeprefix('heqis/'): status for status in message.status
         }
