@@ -39,6 +39,21 @@ RISK_GATE = ParamTable(
             minimum=1,
             maximum=10_000,
         ),
+        Param(
+            'require_supervisor',
+            bool,
+            True,
+            'Let decisions wait, unjudged, while no heartbeat of the supervisor is heard.',
+        ),
+        Param(
+            'supervisor_lease_ms',
+            int,
+            1500,
+            'Silence of the supervisor until decisions wait; activation counts as its word.',
+            unit='ms',
+            minimum=200,
+            maximum=60000,
+        ),
     ],
 )
 

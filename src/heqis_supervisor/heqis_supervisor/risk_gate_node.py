@@ -57,7 +57,8 @@ class RiskGateNode(ManagedNode):
         self._store = store
         self._gate = GateState()
         self._event_clock = EventClock()
-        self._activated_s = self._gateway_s = self._reader_s = 0.0
+        self._activated_s = self._gateway_s = self._reader_s = self._heard_s = 0.0
+        self._alone = False
 
     def configure(self, params: Any) -> None:
         """Open the journal and the ports; the kill switch is as it was left."""
@@ -82,6 +83,8 @@ class RiskGateNode(ManagedNode):
         self._event_clock = EventClock()
         self._event_clock.resume(self._store.newest())
         self._activated_s = self._gateway_s = self._reader_s = time.monotonic()
+        self._heard_s = self._activated_s  # whoever activated this node was the supervisor
+        self._leave_alone(False)
         self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
 
     def deactivate(self) -> None:
@@ -103,10 +106,29 @@ class RiskGateNode(ManagedNode):
 
     def _listen(self) -> None:
         for beat in self._ears.take():
+            self._heard_s = time.monotonic()
             if beat.hold != self._gate.hold:
                 self._gate = GateState(self._gate.kill_switch, beat.hold)
                 held = 'output is held' if beat.hold else 'output is no longer held'
                 self.get_logger().warning(f'{held}, the supervisor says')
+        silent_s = time.monotonic() - self._heard_s
+        lease_s = self.params.supervisor_lease_ms / 1000
+        alone = self.params.require_supervisor and silent_s > lease_s
+        if alone and not self._alone:
+            self.get_logger().warning(f'no supervisor for {silent_s:.1f} s: decisions wait')
+        elif self._alone and not alone:
+            self.get_logger().info('the supervisor is heard again: decisions are judged')
+        self._leave_alone(alone)
+
+    def _leave_alone(self, alone: bool) -> None:
+        """Let decisions wait while nobody could hold them: they are neither let out nor refused.
+
+        A refusal would be for good: a supervisor that was killed and is back within seconds must
+        not change what is decided. What waited too long is refused as stale when it is judged.
+        """
+        if alone != self._alone:
+            self._alone = alone
+            self._store.pause(alone)
 
     def _on_kill_switch(
         self, request: KillSwitch.Request, response: KillSwitch.Response
@@ -147,9 +169,12 @@ class RiskGateNode(ManagedNode):
             self.set_counter(name, value)
         self.set_counter('kill_switch', int(self._gate.kill_switch))
         self.set_counter('hold', int(self._gate.hold))
+        self.set_counter('waiting_for_supervisor', int(self._alone))
         self.set_pending(self._store.pending)
         self.stage_us('commit', self._store.commit_us)
         state = 'kill switch engaged' if self._gate.kill_switch else f'{self.params.clock} clock'
+        if self._alone:
+            state = 'decisions wait: the supervisor is silent'
         self.set_info(self._store.error or state)
 
     # --- out: the store's thread ---

@@ -108,7 +108,7 @@ class Store:
         self._settings: deque[_Setting] = deque()
         self._dropping: Dropping | None = None
         self._drop_s = 0.0
-        self._behind = False
+        self._behind = self._paused = False
         self._sent: int | None = None
         self._ask_s = 0.0
         self._clear()
@@ -245,6 +245,12 @@ class Store:
             self._dropping = what
             self._wake.notify()
 
+    def pause(self, paused: bool) -> None:
+        """Leave frames that wait unjudged, or go on with them."""
+        with self._wake:
+            self._paused = paused
+            self._wake.notify()
+
     @property
     def dropping(self) -> bool:
         """Whether something is still to be dropped."""
@@ -286,7 +292,8 @@ class Store:
             return self._has_work()
 
     def _has_work(self) -> bool:
-        gate = self._gate is not None and (self._decisions or self._behind)
+        waiting = self._decisions and not self._paused
+        gate = self._gate is not None and (waiting or self._behind)
         return bool(gate or self._settings or self._predictions or self._events)
 
     def _step(self, idle: bool) -> bool:
@@ -364,7 +371,9 @@ class Store:
     def _commit(self, journal: Journal) -> None:
         gate = self._gate
         with self._wake:
-            n = 0 if gate is None or self._behind else min(self._batch, len(self._decisions))
+            n = min(self._batch, len(self._decisions))
+            if gate is None or self._behind or self._paused:
+                n = 0
             waiting = list(islice(self._decisions, n))
             predictions = list(islice(self._predictions, _SIDE_BATCH))
             events = list(islice(self._events, _SIDE_BATCH))

@@ -667,6 +667,7 @@ def start(tmp_path: Path):
                         sys.executable,
                         str(HERE / 'self_starting.py'),
                         *('--ros-args', '-p', f'path:={tmp_path / "journal.sqlite"}'),
+                        *('-p', 'require_supervisor:=false'),
                     ],
                     stdout=log,
                     stderr=log,

@@ -74,7 +74,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def around(path: Path):
-    with ros_graph({'path': str(path)}) as graph:
+    with ros_graph({'path': str(path), 'require_supervisor': False}) as graph:
         yield Around(graph, path)
 
 
@@ -138,6 +138,44 @@ def test_stale_signals_are_refused_by_event_time_and_journalled(around, frame, p
     assert second.is_signal().sum() == 0
     assert second.reasons[2] & Reason.STALE
     assert (counts['signals'], counts['refused']) == (2, 2)
+
+
+def test_without_a_supervisor_decisions_wait_and_are_let_out_when_it_is_back(path, frame) -> None:
+    with ros_graph({'path': str(path), 'supervisor_lease_ms': 500}) as graph:
+        around = Around(graph, path)
+        speaks = [True]
+        timer = graph.nodes[0].create_timer(
+            0.05, lambda: speaks[0] and around.beat.publish(Heartbeat(process='supervisor'))
+        )
+        gate = bring_up(around)
+        graph.spin_until(lambda: around.beat.get_subscription_count() == 1)
+        around.send(frame(1, 1000, 10**18))
+        graph.spin_until(lambda: around.committed == [1], what='judged')
+        speaks[0] = False
+        waits = lambda: counters(gate).get('waiting_for_supervisor')  # noqa: E731
+        graph.spin_until(waits, what='the silence is noticed')
+        for seq in (2, 3):
+            around.send(frame(seq, 1000 + seq, 10**18))
+        graph.spin_until(lambda: gate.vitals.pending == 2, what='two wait')
+        graph.spin_for(0.5)
+        assert around.committed == [1], 'neither let out nor refused'
+        assert len(around.signals) == 1
+        assert gate.vitals.info == 'decisions wait: the supervisor is silent'
+        with Journal.open(path, read_only=True) as journal:
+            assert journal.counts()['frames'] == 1
+        speaks[0] = True
+        graph.spin_until(lambda: around.committed == [1, 2, 3], what='judged when it is back')
+        graph.spin_until(lambda: len(around.signals) == 3)
+        assert not waits()
+        timer.cancel()
+
+
+def test_a_gate_that_was_activated_waits_for_no_heartbeat_for_one_lease(path, frame) -> None:
+    with ros_graph({'path': str(path), 'supervisor_lease_ms': 60_000}) as graph:
+        around = Around(graph, path)
+        bring_up(around)
+        around.send(frame(1, 1000, 10**18))
+        graph.spin_until(lambda: around.committed == [1], what='judged in its grace')
 
 
 def test_the_kill_switch_refuses_survives_a_restart_and_is_an_event(around, frame, path) -> None:
