@@ -7,7 +7,7 @@ A `Turn` is the working copy of one update; `policy.py` makes it, lets it hear, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from heqis_core.control import (
     GOAL,
@@ -33,6 +33,16 @@ SETTLE_S = 1.0
 """Within this the heartbeats must show what a transition or a kill is said to have done."""
 
 
+_Mind = TypeVar('_Mind', NodeMind, ProcessMind, ResetMind)
+
+
+def _changed(mind: _Mind, changes: dict[str, Any]) -> _Mind:
+    # Nearly always nothing changes, and to compare costs a tenth of a new object.
+    if all(getattr(mind, name) == value for name, value in changes.items()):
+        return mind
+    return replace(mind, **changes)
+
+
 class Turn:
     """One update in the making."""
 
@@ -55,17 +65,17 @@ class Turn:
 
     def set_node(self, name: str, **changes: Any) -> NodeMind:
         """Change what is known of a node."""
-        mind = self.nodes[name] = replace(self.nodes[name], **changes)
+        mind = self.nodes[name] = _changed(self.nodes[name], changes)
         return mind
 
     def set_process(self, key: str, **changes: Any) -> ProcessMind:
         """Change what is known of a process."""
-        mind = self.processes[key] = replace(self.processes[key], **changes)
+        mind = self.processes[key] = _changed(self.processes[key], changes)
         return mind
 
     def set_reset(self, board: str, **changes: Any) -> ResetMind:
         """Change what is known of a board that can be reset."""
-        mind = self.resets[board] = replace(self.resets[board], **changes)
+        mind = self.resets[board] = _changed(self.resets[board], changes)
         return mind
 
     def board_heard(self, board: str) -> bool:
