@@ -50,10 +50,31 @@ class Reason(IntFlag):
     BOARD_AWAY = 1 << 12
     """The compute board of this symbol did not answer in time, or by another bundle than the rest
     of its frame."""
+    AT_LIMIT_UP = 1 << 13
+    """The bar ended at the upper price limit of its day: a fact, whatever the action is."""
+    AT_LIMIT_DOWN = 1 << 14
+    """The bar ended at the lower price limit of its day."""
+    PRICE_LIMIT = 1 << 15
+    """A BUY at the upper limit, or a SELL at the lower one: it could not be filled."""
+    BLOCKED = 1 << 16
+    """A BUY of a symbol that the risk rules block, or do not name in `only`."""
+    MAX_POSITIONS = 1 << 17
+    """A BUY that would open more positions than the risk rules allow at once."""
+    MAX_BUYS = 1 << 18
+    """A BUY beyond the best of its frame that the risk rules allow."""
+    MAX_SIGNALS = 1 << 19
+    """A BUY beyond the signals that the risk rules allow in a minute or a day."""
 
 
-REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
+BOUNDS = Reason.BLOCKED | Reason.MAX_POSITIONS | Reason.MAX_BUYS | Reason.MAX_SIGNALS
+"""Reasons that come of the risk rules; they refuse a BUY, never a SELL."""
+
+REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH | Reason.PRICE_LIMIT | BOUNDS
 """Reasons by which the risk gate turns a signal into NONE."""
+
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_REFUSAL_BITS = np.uint32(int(REFUSALS))
+_NONE = np.uint8(int(Action.NONE))
 
 
 def reason_names(bits: int) -> tuple[str, ...]:
@@ -128,6 +149,21 @@ class Decisions:
             *(self.predicted_return, self.valid_until_ns, self.stamps),
         )
         return sum(column.nbytes for column in columns) + _OBJECTS_BYTES
+
+    def is_refused(self) -> npt.NDArray[np.bool_]:
+        """Return bool (S,): which decisions were signals until the risk gate refused them."""
+        hit: npt.NDArray[np.bool_] = (self.reasons & _REFUSAL_BITS) != 0
+        return hit & (self.action == _NONE)
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many decisions the risk gate refused, by the name of its reason."""
+        bits = self.reasons[self.is_refused()] & _REFUSAL_BITS
+        values, counts = np.unique(bits, return_counts=True)
+        found: dict[str, int] = {}
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            for name in reason_names(value):
+                found[name] = found.get(name, 0) + count
+        return found
 
     def refuse(self, where: npt.NDArray[np.bool_], reason: Reason) -> Decisions:
         """Return a copy in which the signals at `where` are NONE for `reason`."""

@@ -24,6 +24,12 @@ RISK_GATE = ParamTable(
             choices=('event', 'wall'),
         ),
         Param(
+            'rules',
+            str,
+            '',
+            'File of the risk rules, like config/risk.yaml; empty: no bounds.',
+        ),
+        Param(
             'queue',
             int,
             4096,

@@ -30,6 +30,7 @@ from heqis_ros.convert import (
 from heqis_ros.convert_health import event_to_msg
 from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
+from heqis_supervisor.bounds import Bounds, RiskRules, load_risk_rules
 from heqis_supervisor.params import RISK_GATE
 from heqis_supervisor.risk_gate import EventClock, GateState, judge
 from heqis_supervisor.store import Store
@@ -56,11 +57,13 @@ class RiskGateNode(ManagedNode):
         super().__init__()
         self._store = store
         self._gate = GateState()
+        self._bounds = Bounds(RiskRules())
         self._event_clock = EventClock()
         self._activated_s = self._gateway_s = self._reader_s = 0.0
 
     def configure(self, params: Any) -> None:
-        """Open the journal and the ports; the kill switch is as it was left."""
+        """Read the rules, open the journal and the ports; the kill switch is as it was left."""
+        self._bounds = Bounds(load_risk_rules(params.rules))
         self._store.open(params.path)
         self.defer(self._store.close)
         kept = json.loads(self._store.get_meta(_KILL_SWITCH) or '{}')
@@ -80,7 +83,9 @@ class RiskGateNode(ManagedNode):
     def activate(self) -> None:
         """Begin to let decisions through."""
         self._event_clock = EventClock()
-        self._event_clock.resume(self._store.newest())
+        newest = self._store.newest()
+        self._event_clock.resume(newest)
+        self._bounds.resume(self._store.holdings(), newest, self._store.released_since)
         self._activated_s = self._gateway_s = self._reader_s = time.monotonic()
         self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
 
@@ -147,10 +152,21 @@ class RiskGateNode(ManagedNode):
             self.set_counter(name, value)
         self.set_counter('kill_switch', int(self._gate.kill_switch))
         self.set_counter('hold', int(self._gate.hold))
+        self._report_bounds()
         self.set_pending(self._store.pending)
         self.stage_us('commit', self._store.commit_us)
         state = 'kill switch engaged' if self._gate.kill_switch else f'{self.params.clock} clock'
         self.set_info(self._store.error or state)
+
+    def _report_bounds(self) -> None:
+        self.set_counter('positions', self._bounds.positions)
+        unknown = self._bounds.unknown
+        if len(unknown) != self.vitals.counters().get('rules_unknown', 0) and unknown:
+            names = ', '.join(unknown[:8]) + (', …' if len(unknown) > 8 else '')
+            self.get_logger().warning(
+                f'{self.params.rules}: no stream has {names}; write symbols as in the universe'
+            )
+        self.set_counter('rules_unknown', len(unknown))
 
     # --- out: the store's thread ---
 
@@ -158,7 +174,11 @@ class RiskGateNode(ManagedNode):
         """Refuse what may not go out."""
         replay = self.params.clock == 'event'
         now_ns = self._event_clock.now_ns(decisions) if replay else time.time_ns()
-        return judge(decisions, now_ns, self._gate)
+        return self._bounds.judge(judge(decisions, now_ns, self._gate))
+
+    def settle(self, durable: bool) -> None:
+        """Let what was judged count as released, or not."""
+        self._bounds.settle(durable)
 
     def ready(self) -> bool:
         """Whether those who listened before this start have found it, or had the time to."""

@@ -42,7 +42,10 @@ class Gate(Protocol):
     """What the thread asks of the risk gate."""
 
     def judge(self, decisions: Decisions) -> Decisions:
-        """Return the decisions with what may not go out refused."""
+        """Return the decisions of a new frame with what may not go out refused."""
+
+    def settle(self, durable: bool) -> None:
+        """Take note whether what was judged since the last call has become durable."""
 
     def ready(self) -> bool:
         """Whether those that should hear what is published are there."""
@@ -84,7 +87,7 @@ class Store:
 
     Attributes:
         counters: frames, duplicates, overflow, predictions_dropped, events_dropped, commit_errors,
-            republished, drop_errors.
+            republished, drop_errors, and refused.<reason> of what was refused since the start.
         error: why the journal cannot be written now; empty if it can.
         commit_us: duration of the last commit.
         failure: an exception that ended the thread; a bug.
@@ -239,6 +242,18 @@ class Store:
         with self._stepping:
             return [] if self._journal is None else list(self._journal.newest().values())
 
+    def holdings(self) -> list[tuple[str, str]]:
+        """Return stream and symbol of what is held, while no gate is attached."""
+        with self._stepping:
+            rows = [] if self._journal is None else self._journal.holdings()
+        return [(row.stream, row.symbol) for row in rows]
+
+    def released_since(self, stream: str, event_time_ns: int) -> int:
+        """Return the signals of a stream since an event time, while no gate is attached."""
+        with self._stepping:
+            journal = self._journal
+            return 0 if journal is None else journal.released_since(stream, event_time_ns)
+
     def drop(self, what: Dropping) -> None:
         """Have what is in the archive dropped, little by little between the commits."""
         with self._wake:
@@ -368,14 +383,14 @@ class Store:
             waiting = list(islice(self._decisions, n))
             predictions = list(islice(self._predictions, _SIDE_BATCH))
             events = list(islice(self._events, _SIDE_BATCH))
-        judged = []
-        for item in waiting:
-            assert gate is not None
-            verdict = gate.judge(item)
-            stamp(verdict.stamps, Stage.GATED)
-            judged.append(verdict)
+        judged = [] if gate is None else _judge(gate, waiting, journal.fresh(waiting))
         started = time.perf_counter()
-        new = journal.commit(judged, predictions=predictions, events=events)
+        new: list[bool] = []
+        try:
+            new = journal.commit(judged, predictions=predictions, events=events)
+        finally:
+            if gate is not None:
+                gate.settle(bool(new))
         with self._wake:
             _drop_first(self._decisions, waiting)
             _drop_first(self._predictions, predictions)
@@ -385,10 +400,28 @@ class Store:
         self.commit_us = (time.perf_counter() - started) * 1e6
         self.counters['frames'] += sum(new)
         self.counters['duplicates'] += len(new) - sum(new)
+        for item, fresh in zip(judged, new, strict=True):
+            if fresh:
+                self._count_refusals(item)
         if gate.publish_frames(judged, new):
             self._sent = journal.position
         else:
             self._behind = True
+
+    def _count_refusals(self, item: Decisions) -> None:
+        for name, n in item.refusals().items():
+            key = f'refused.{name}'
+            self.counters[key] = self.counters.get(key, 0) + n
+
+
+def _judge(gate: Gate, items: Sequence[Decisions], fresh: Sequence[bool]) -> list[Decisions]:
+    """Return frames as the gate lets them through; one that is known is not judged again."""
+    judged = []
+    for item, new in zip(items, fresh, strict=True):
+        verdict = gate.judge(item) if new else item
+        stamp(verdict.stamps, Stage.GATED)
+        judged.append(verdict)
+    return judged
 
 
 def _drop_first(queue: deque[Any], taken: Sequence[object]) -> None:

@@ -39,6 +39,9 @@ class Recorder:
         assert self.block.wait(10)
         return decisions
 
+    def settle(self, durable: bool) -> None:
+        """Nothing is remembered of what was judged."""
+
     def ready(self) -> bool:
         return self.listening
 

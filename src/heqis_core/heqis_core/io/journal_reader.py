@@ -92,6 +92,14 @@ class FrameRow(NamedTuple):
     committed_ns: int
 
 
+class HoldingRow(NamedTuple):
+    """A symbol that the released signals of a stream bought and did not sell since."""
+
+    stream: str
+    symbol: str
+    since_ns: int
+
+
 class JournalReader:
     """The questions; `Journal` adds opening and writing."""
 
@@ -155,6 +163,27 @@ class JournalReader:
     def last_position(self) -> int:
         """Return the position after the newest frame that is committed."""
         return int(self._one('SELECT COALESCE(MAX(id), 0) FROM frames')[0])
+
+    def holdings(self, *, symbol: str | None = None) -> list[HoldingRow]:
+        """Return what is held, by stream and symbol, of a symbol or of all.
+
+        Raises JournalError if an older version wrote the journal last: that kept none.
+        """
+        if self._one('PRAGMA user_version')[0] < fmt.SCHEMA_VERSION:
+            raise JournalError(
+                f'journal {self.path} says nothing of holdings, an older version wrote it: '
+                'the next start of the risk gate adds them'
+            )
+        sql = 'SELECT * FROM holdings WHERE symbol = COALESCE(?, symbol)'
+        return [HoldingRow(*row) for row in self.rows(sql, (symbol,))]
+
+    def released_since(self, stream: str, event_time_ns: int) -> int:
+        """Return the signals of a stream from its first frame of at least that event time on."""
+        sql = (
+            'SELECT TOTAL(n_signals) FROM frames WHERE stream = ? AND id >= '
+            '(SELECT MIN(id) FROM frames WHERE stream = ? AND event_time_ns >= ?)'
+        )
+        return int(self._one(sql, (stream, stream, event_time_ns))[0])
 
     def newest_positions(self) -> tuple[int, ...]:
         """Return the position of the frame of each stream that `newest` gives."""
