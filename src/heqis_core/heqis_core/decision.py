@@ -152,8 +152,8 @@ class Decisions:
 
     def is_refused(self) -> npt.NDArray[np.bool_]:
         """Return bool (S,): which decisions were signals until the risk gate refused them."""
-        hit: npt.NDArray[np.bool_] = (self.reasons & _REFUSAL_BITS) != 0
-        return hit & (self.action == _NONE)
+        hit = ((self.reasons & _REFUSAL_BITS) != 0) & (self.action == _NONE)
+        return np.asarray(hit, np.bool_)
 
     def refusals(self) -> dict[str, int]:
         """Return how many decisions the risk gate refused, by the name of its reason."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,7 +95,7 @@ class _Book:
     in_minute: int = 0
     in_day: int = 0
 
-    def names(self) -> set[str]:
+    def names(self) -> frozenset[str]:
         return self.elsewhere | {self.symbols[i] for i in np.flatnonzero(self.held)}
 
     def positions(self) -> int:
@@ -258,4 +259,5 @@ def _mask(places: npt.NDArray[Any], n: int) -> npt.NDArray[np.bool_]:
 
 
 def _day_ns(event_time_ns: int) -> int:
-    return midnight_ns(local_days(event_time_ns).item())
+    day: date = local_days(event_time_ns).astype(object).item()
+    return midnight_ns(day)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the risk gate decides: kill switch, hold, freshness, price limits. Pure; time is an argument.
+"""What the risk gate decides: kill switch, hold, freshness, price limits. Pure, time is passed in.
 
 The bounds of the risk rules are in `bounds.py`.
 """
