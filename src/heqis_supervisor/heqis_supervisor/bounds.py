@@ -183,8 +183,9 @@ class Bounds:
     def judge(self, decisions: Decisions) -> Decisions:
         """Return the decisions with every BUY refused that is out of bounds.
 
-        The first that applies is the reason: BLOCKED, and then, from the highest score down,
-        MAX_POSITIONS, MAX_BUYS, MAX_SIGNALS. What a frame sells makes room for what it buys.
+        In this order: BLOCKED; then MAX_POSITIONS, MAX_BUYS and MAX_SIGNALS, of which each leaves
+        the highest scores of what the one before has left. What a frame sells makes room for what
+        it buys.
         """
         book = self._trial.get(decisions.stream, _Book())
         book = self._of(book.at(decisions.event_time_ns), decisions.symbols)

@@ -164,18 +164,35 @@ class JournalReader:
         """Return the position after the newest frame that is committed."""
         return int(self._one('SELECT COALESCE(MAX(id), 0) FROM frames')[0])
 
-    def holdings(self, *, symbol: str | None = None) -> list[HoldingRow]:
-        """Return what is held, by stream and symbol, of a symbol or of all.
+    def holdings(self) -> list[HoldingRow]:
+        """Return what is held, by stream and symbol.
 
         Raises JournalError if an older version wrote the journal last: that kept none.
         """
+        return list(self._holdings('ORDER BY stream, symbol'))
+
+    def last_holdings(
+        self, n: int, *, symbol: str | None = None, since_ns: int | None = None
+    ) -> list[HoldingRow]:
+        """Return the newest `n` of `holdings`, oldest first, of a symbol or of all.
+
+        `since_ns` leaves out those that are held for longer.
+        """
+        where = (
+            'WHERE symbol = COALESCE(?, symbol) AND since_ns >= ? '
+            'ORDER BY since_ns DESC, stream DESC, symbol DESC LIMIT ?'
+        )
+        since_ns = _NEVER if since_ns is None else since_ns
+        return list(self._holdings(where, (symbol, since_ns, n)))[::-1]
+
+    def _holdings(self, where: str, args: Sequence[object] = ()) -> Iterator[HoldingRow]:
         if self._one('PRAGMA user_version')[0] < fmt.SCHEMA_VERSION:
             raise JournalError(
                 f'journal {self.path} says nothing of holdings, an older version wrote it: '
                 'the next start of the risk gate adds them'
             )
-        sql = 'SELECT * FROM holdings WHERE symbol = COALESCE(?, symbol)'
-        return [HoldingRow(*row) for row in self.rows(sql, (symbol,))]
+        for row in self.rows(f'SELECT stream, symbol, since_ns FROM holdings {where}', args):
+            yield HoldingRow(*row)
 
     def released_since(self, stream: str, event_time_ns: int) -> int:
         """Return the signals of a stream from its first frame of at least that event time on."""
