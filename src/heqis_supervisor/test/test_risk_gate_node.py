@@ -11,7 +11,7 @@ import pytest
 from rclpy.lifecycle import TransitionCallbackReturn as Result
 from rclpy.node import Node
 
-from heqis_core.decision import Action, Reason
+from heqis_core.decision import Action, Reason, reason_names
 from heqis_core.frame import Stage
 from heqis_core.io.journal import Journal
 from heqis_msgs.msg import Committed, Decisions, Event, Heartbeat, Signals
@@ -19,6 +19,7 @@ from heqis_msgs.srv import KillSwitch
 from heqis_ros import qos
 from heqis_ros.convert import decisions_to_msg
 from heqis_ros.testing import ros_graph
+from heqis_supervisor.bounds import Bounds, load_risk_rules
 from heqis_supervisor.risk_gate_node import RiskGateNode
 from heqis_supervisor.store import Store
 
@@ -215,6 +216,64 @@ def test_a_journal_that_is_taken_is_refused_with_the_reason(around, path) -> Non
     assert gate.trigger_configure() == Result.SUCCESS
 
 
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    path = tmp_path / 'risk.yaml'
+    path.write_text('max_positions: 2\nblocked: [a, nobody]\n')
+    return path
+
+
+def bought(frame, seq: int, actions: str):
+    """Return a frame whose symbols a, b, c, d are B, S or -, with scores that rise."""
+    item = frame(seq, 1000 + seq, 10**18)
+    item.action[:] = [{'B': Action.BUY, 'S': Action.SELL, '-': Action.HOLD}[c] for c in actions]
+    item.reasons[:] = 0
+    return item
+
+
+def restart(gate: RiskGateNode, around: Around) -> None:
+    assert gate.trigger_deactivate() == Result.SUCCESS
+    assert gate.trigger_cleanup() == Result.SUCCESS
+    assert gate.trigger_configure() == Result.SUCCESS
+    assert gate.trigger_activate() == Result.SUCCESS
+    around.graph.spin_until(around.met)
+
+
+def test_the_risk_rules_refuse_are_counted_and_hold_across_a_restart(frame, path, rules) -> None:
+    with ros_graph({'path': str(path), 'rules': str(rules)}) as graph:
+        around = Around(graph, path)
+        gate = bring_up(around)
+        around.send(bought(frame, 1, 'BBBB'))
+        around.graph.spin_until(lambda: around.committed == [1] and len(around.signals) == 1)
+        assert [each.symbol for each in around.signals[0].signals] == ['c', 'd']
+        around.graph.spin_until(lambda: counters(gate).get('refused.max_positions') == 1)
+        assert counters(gate)['refused.blocked'] == 1
+        assert counters(gate)['positions'] == 2
+        assert counters(gate)['rules_unknown'] == 1
+        restart(gate, around)
+        around.send(bought(frame, 1, 'BBBB'))
+        around.send(bought(frame, 2, '-B-S'))
+        around.send(bought(frame, 3, '-B-B'))
+        around.graph.spin_until(lambda: around.committed == [1, 1, 2, 3])
+    with Journal.open(path, read_only=True) as journal:
+        frames = list(journal.frames())
+        assert [row.symbol for row in journal.holdings()] == ['b', 'c']
+    names = [[reason_names(bits) for bits in item.reasons.tolist()] for item in frames]
+    assert names[0] == [('blocked',), ('max_positions',), (), ()]
+    assert frames[1].action.tolist() == [Action.HOLD, Action.BUY, Action.HOLD, Action.SELL]
+    assert names[2][3] == ('max_positions',)
+
+
+def test_rules_that_do_not_fit_keep_the_gate_from_starting(path, rules) -> None:
+    rules.write_text('max_positions: 2\nblocked: 600519.SH\n')
+    with ros_graph({'path': str(path), 'rules': str(rules)}) as graph:
+        gate = graph.add(RiskGateNode(Store()))
+        assert gate.trigger_configure() == Result.FAILURE
+        assert f'{rules}:2: blocked: Expected `array | null`' in gate.vitals.failure
+        rules.write_text('max_positions: 2\n')
+        assert gate.trigger_configure() == Result.SUCCESS
+
+
 def log(path: Path) -> str:
     return (path.parent / 'journal.log').read_text()
 
@@ -261,3 +320,50 @@ def test_killed_in_the_middle_no_frame_is_lost_or_doubled(around, frame, path, s
         assert [each.seq for each in journal.frames()] == list(range(total))
         assert journal.counts()['conflicts'] == 0
     assert around.not_durable == []
+
+
+@pytest.mark.graph
+def test_killed_in_the_middle_the_bounds_hold_as_if_nothing_had_happened(
+    around, frame, path, start, rules
+) -> None:
+    """Expected are the verdicts of one run over the proposals, in the order of their commit."""
+    rng = np.random.default_rng(11)
+    total, window, kills = 200, 16, 0
+    proposals = {
+        seq: bought(frame, seq, ''.join(rng.choice(list('BBS-'), 4))) for seq in range(total)
+    }
+    process = start('journal', '-p', f'risk_gate:rules:={rules}')
+    still_open = dict(proposals)
+
+    def pump() -> bool:
+        nonlocal process, kills
+        for seq in around.committed:
+            still_open.pop(seq, None)
+        if kills < 2 and total - len(still_open) > (kills + 1) * total / 4:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            process = start('journal', '-p', f'risk_gate:rules:={rules}')
+        for item in list(still_open.values())[:window]:
+            around.send(item)
+        around.graph.spin_for(0.02)
+        return not still_open
+
+    try:
+        around.graph.spin_until(pump, 60, 'every frame is durable')
+    except AssertionError:
+        pytest.fail(f'{len(still_open)} frames open, kills {kills}; ' + log(path))
+    process.terminate()
+    assert process.wait(5) == 0
+    assert kills == 2
+    with Journal.open(path, read_only=True) as journal:
+        found, _ = journal.newer(0, 10**6)
+    assert sorted(item.seq for item in found) == list(range(total))
+    bounds = Bounds(load_risk_rules(rules))
+    for item in found:
+        expected = bounds.judge(proposals[item.seq])
+        bounds.settle(durable=True)
+        assert item.action.tolist() == expected.action.tolist(), item.seq
+        assert item.reasons.tolist() == expected.reasons.tolist(), item.seq
+        assert bounds.positions <= 2
+    assert sum(item.refusals().get('max_positions', 0) for item in found) > 20
