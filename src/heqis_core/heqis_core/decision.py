@@ -72,14 +72,20 @@ BOUNDS = Reason.BLOCKED | Reason.MAX_POSITIONS | Reason.MAX_BUYS | Reason.MAX_SI
 REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH | Reason.PRICE_LIMIT | BOUNDS
 """Reasons by which the risk gate turns a signal into NONE."""
 
-# Plain numbers: numpy is slow with enums, and this is done for every frame.
-_REFUSAL_BITS = np.uint32(int(REFUSALS))
-_NONE = np.uint8(int(Action.NONE))
-
 
 def reason_names(bits: int) -> tuple[str, ...]:
     """Return the lower-case names of the set bits, lowest bit first."""
     return tuple(reason.name.lower() for reason in Reason if bits & reason and reason.name)
+
+
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_REFUSAL_BITS = np.uint32(int(REFUSALS))
+_REFUSAL_OF = [
+    (name, np.uint32(1 << bit))
+    for bit in range(32)
+    for name in reason_names(int(REFUSALS) & 1 << bit)
+]
+_NONE = np.uint8(int(Action.NONE))
 
 
 COLUMNS = (
@@ -157,21 +163,22 @@ class Decisions:
 
     def refusals(self) -> dict[str, int]:
         """Return how many decisions the risk gate refused, by the name of its reason."""
-        bits = self.reasons[self.is_refused()] & _REFUSAL_BITS
-        values, counts = np.unique(bits, return_counts=True)
-        found: dict[str, int] = {}
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            for name in reason_names(value):
-                found[name] = found.get(name, 0) + count
-        return found
+        refused = self.is_refused()
+        if not refused.any():
+            return {}
+        said = self.reasons[refused]
+        counts = {name: int(np.count_nonzero(said & bit)) for name, bit in _REFUSAL_OF}
+        return {name: n for name, n in counts.items() if n}
 
-    def refuse(self, where: npt.NDArray[np.bool_], reason: Reason) -> Decisions:
-        """Return a copy in which the signals at `where` are NONE for `reason`."""
+    def refuse(
+        self, where: npt.NDArray[np.bool_], reason: Reason | npt.NDArray[np.uint32]
+    ) -> Decisions:
+        """Return a copy in which the signals at `where` are NONE for a reason, or each for its."""
         hit = where & self.is_signal()
         return replace(
             self,
             action=np.where(hit, np.uint8(Action.NONE), self.action),
-            reasons=np.where(hit, self.reasons | np.uint32(reason), self.reasons),
+            reasons=np.where(hit, self.reasons | np.asarray(reason, np.uint32), self.reasons),
             target_position=np.where(hit, np.float32(np.nan), self.target_position),
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bar at its price limit is told as a fact, from the source's limits alone, on to the decision."""
+"""A bar at its price limit is told as a fact, from the limits of the source, to the decision."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def test_the_limits_of_the_exchanges_on_their_days(
 
 def test_without_a_limit_or_a_bar_or_within_another_adjustment_nothing_is_said() -> None:
     # The listing days without limit: stk_limit has 99999.99 and 0, 100000, or 999999.999 and 0.01.
-    assert facts_of([99999.99, 100000, 0.01], [99999.99, 100000, 999999.999], [0, 0, 0.01]) == [
-        0
-    ] * 3
+    assert (
+        facts_of([99999.99, 100000, 0.01], [99999.99, 100000, 999999.999], [0, 0, 0.01]) == [0] * 3
+    )
     assert facts_of([NAN, 11.0, 11.0], [11.0, NAN, 11.0], [9.0, 9.0, NAN]) == [0, 0, 0]
     assert facts_of([55.0, 1.0], [11.0, 11.0], [9.0, 9.0]) == [0, 0], 'adjusted, the limits raw'
 

@@ -7,11 +7,12 @@ are the symbols whose last released signal is a BUY.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -52,17 +53,15 @@ class RiskRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Check what concerns more than one entry."""
         for name in ('blocked', 'only'):
             names = getattr(self, name) or ()
-            twice = sorted({one for one in names if names.count(one) > 1})
+            twice = [one for one, n in Counter(names).items() if n > 1]
             if twice:
-                raise ValueError(f'{name}: {", ".join(twice)} is there more than once')
-        both = sorted(set(self.blocked or ()) & set(self.only or ()))
+                raise ValueError(f'{name}: {_some(twice)} is there more than once')
+        both = set(self.blocked or ()) & set(self.only or ())
         if both:
-            raise ValueError(f'{", ".join(both)} is in blocked and in only; take it out of one')
+            raise ValueError(f'{_some(both)} is in blocked and in only; take it out of one')
 
-    def bars(self, symbol: str) -> bool:
-        """Whether a symbol is never bought."""
-        listed = self.only is None or symbol in self.only
-        return not listed or symbol in (self.blocked or ())
+
+_NO_RULES = RiskRules()
 
 
 def load_risk_rules(path: str | Path) -> RiskRules:
@@ -70,7 +69,7 @@ def load_risk_rules(path: str | Path) -> RiskRules:
 
     Raises ConfigError as `file:line: field: what is wrong`.
     """
-    return load_struct(path, RiskRules) if str(path) else RiskRules()
+    return load_struct(path, RiskRules) if str(path) else _NO_RULES
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,9 @@ class Bounds:
         """Start with nothing held."""
         self.rules = rules
         self.unknown: tuple[str, ...] = ()
-        self._named = {*(rules.blocked or ()), *(rules.only or ())}
+        self._blocked = frozenset(rules.blocked or ())
+        self._only = None if rules.only is None else frozenset(rules.only)
+        self._named = {*self._blocked, *(self._only or ())}
         self._books: dict[str, _Book] = {}
         self._trial: dict[str, _Book] = {}
 
@@ -189,11 +190,8 @@ class Bounds:
         """
         book = self._trial.get(decisions.stream, _Book())
         book = self._of(book.at(decisions.event_time_ns), decisions.symbols)
-        verdict = decisions
-        if book.barred.any():
-            verdict = _refuse(verdict, book.barred, Reason.BLOCKED)
-        for where, reason in self._beyond(book, verdict):
-            verdict = _refuse(verdict, where, reason)
+        why = self._why(book, decisions)
+        verdict = decisions if why is None else decisions.refuse(why != 0, why)
         self._trial[decisions.stream] = book.after(verdict)
         return verdict
 
@@ -208,34 +206,44 @@ class Bounds:
             book,
             symbols=symbols,
             held=np.array([name in names for name in symbols], np.bool_),
-            barred=np.array([self.rules.bars(name) for name in symbols], np.bool_),
+            barred=np.array([self._bars(name) for name in symbols], np.bool_),
             elsewhere=frozenset(names.difference(symbols)),
         )
 
-    def _beyond(
-        self, book: _Book, decisions: Decisions
-    ) -> list[tuple[npt.NDArray[np.bool_], Reason]]:
-        """Return which BUYs are beyond each bound, the first bound that they meet."""
+    def _bars(self, symbol: str) -> bool:
+        listed = self._only is None or symbol in self._only
+        return not listed or symbol in self._blocked
+
+    def _why(self, book: _Book, decisions: Decisions) -> npt.NDArray[np.uint32] | None:
+        """Return why each BUY is refused, uint32 (S,), 0 where it is not; None if none is."""
         rules = self.rules
-        room = self._signals_left(book, decisions)
-        bounded = (rules.max_positions, rules.max_buys_per_frame, room)
+        if rules == _NO_RULES:
+            return None
         buys = np.flatnonzero(decisions.action == _BUY)
-        if not len(buys) or all(bound is None for bound in bounded):
-            return []
+        barred = book.barred[buys]
+        refused = [(buys[barred], Reason.BLOCKED)]
+        buys = buys[~barred]
         best_first = buys[np.argsort(-decisions.score[buys], kind='stable')]
-        found = []
         if rules.max_positions is not None:
             kept = book.positions() - int((book.held & (decisions.action == _SELL)).sum())
             opens = ~book.held[best_first]
             too_many = opens & (np.cumsum(opens) > rules.max_positions - kept)
-            found.append((best_first[too_many], Reason.MAX_POSITIONS))
+            refused.append((best_first[too_many], Reason.MAX_POSITIONS))
             best_first = best_first[~too_many]
-        for bound, reason in ((bounded[1], Reason.MAX_BUYS), (room, Reason.MAX_SIGNALS)):
+        room = self._signals_left(book, decisions)
+        for bound, reason in (
+            (rules.max_buys_per_frame, Reason.MAX_BUYS),
+            (room, Reason.MAX_SIGNALS),
+        ):
             if bound is not None:
-                found.append((best_first[bound:], reason))
+                refused.append((best_first[bound:], reason))
                 best_first = best_first[:bound]
-        n = len(decisions.symbols)
-        return [(_mask(places, n), reason) for places, reason in found if len(places)]
+        if not any(len(places) for places, _ in refused):
+            return None
+        why = np.zeros(len(decisions.symbols), np.uint32)
+        for places, reason in refused:
+            why[places] = reason
+        return why
 
     def _signals_left(self, book: _Book, decisions: Decisions) -> int | None:
         """Return how many BUYs the brakes leave; None where there is none."""
@@ -248,15 +256,9 @@ class Bounds:
         return max(0, min(left)) if left else None
 
 
-def _refuse(decisions: Decisions, where: npt.NDArray[np.bool_], reason: Reason) -> Decisions:
-    buys = where & (decisions.action == _BUY)
-    return decisions.refuse(buys, reason) if buys.any() else decisions
-
-
-def _mask(places: npt.NDArray[Any], n: int) -> npt.NDArray[np.bool_]:
-    mask = np.zeros(n, np.bool_)
-    mask[places] = True
-    return mask
+def _some(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ', '.join(shown[:5]) + (f' and {len(shown) - 5} more' if len(shown) > 5 else '')
 
 
 def _day_ns(event_time_ns: int) -> int:

@@ -59,7 +59,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    show = _add(actions, 'show', 'the newest signals, frames, holdings, events or resets', run_show)
+    show = _add(actions, 'show', 'the newest signals, frames, events, and more', run_show)
     show.add_argument(
         'what', nargs='?', choices=_WHAT, default='signals', help='default %(default)s'
     )
