@@ -8,7 +8,7 @@ are the symbols whose last released signal is a BUY.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -24,7 +24,11 @@ from heqis_core.market.sessions import local_days, midnight_ns
 
 MINUTE_NS = 60_000_000_000
 _BUY, _SELL = np.uint8(int(Action.BUY)), np.uint8(int(Action.SELL))
-_NEVER = -(1 << 63)
+_MOST_SPANS = 8192
+"""Minutes and days whose signals are remembered; of a bar that is older none are."""
+
+_Span = tuple[str, str, int]
+"""A stream, `minute` or `day`, and when it began."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Symbol = Annotated[str, msgspec.Meta(min_length=1, pattern=r'^\S+$')]
@@ -36,8 +40,8 @@ class RiskRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         max_positions: symbols that a stream holds at once.
         max_buys_per_frame: BUYs of one frame: the highest scores, ties in the order of symbols.
-        max_signals_per_minute, max_signals_per_day: signals of a stream in a minute, and in a day
-            of Shanghai, by the time of its bars; SELLs count and are let through.
+        max_signals_per_minute, max_signals_per_day: signals of a stream from the bars of a minute,
+            and of a day of Shanghai; SELLs count and are let through.
         blocked: symbols that are never bought.
         only: the only symbols that are bought; None is all, an empty list is none.
     """
@@ -81,46 +85,18 @@ class _Book:
         held: bool (S,), which of them are held.
         barred: bool (S,), which of them the rules never buy.
         elsewhere: symbols that are held and are not in that frame.
-        minute_ns, day_ns: when the minute and the day of its newest bar began.
-        in_minute, in_day: signals since then.
     """
 
     symbols: tuple[str, ...] = ()
     held: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     barred: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     elsewhere: frozenset[str] = frozenset()
-    minute_ns: int = _NEVER
-    day_ns: int = _NEVER
-    in_minute: int = 0
-    in_day: int = 0
 
     def names(self) -> frozenset[str]:
         return self.elsewhere | {self.symbols[i] for i in np.flatnonzero(self.held)}
 
     def positions(self) -> int:
         return int(self.held.sum()) + len(self.elsewhere)
-
-    def at(self, event_time_ns: int) -> _Book:
-        """Return it at the time of a bar; time never goes back."""
-        minute_ns = event_time_ns // MINUTE_NS * MINUTE_NS
-        if minute_ns <= self.minute_ns:
-            return self
-        day_ns = _day_ns(event_time_ns)
-        in_day = self.in_day if day_ns == self.day_ns else 0
-        return replace(self, minute_ns=minute_ns, day_ns=day_ns, in_minute=0, in_day=in_day)
-
-    def after(self, verdict: Decisions) -> _Book:
-        """Return it after the signals of a frame have been released."""
-        bought, sold = verdict.action == _BUY, verdict.action == _SELL
-        n = int(bought.sum()) + int(sold.sum())
-        if not n:
-            return self
-        return replace(
-            self,
-            held=(self.held | bought) & ~sold,
-            in_minute=self.in_minute + n,
-            in_day=self.in_day + n,
-        )
 
 
 class Bounds:
@@ -142,6 +118,8 @@ class Bounds:
         self._named = {*self._blocked, *(self._only or ())}
         self._books: dict[str, _Book] = {}
         self._trial: dict[str, _Book] = {}
+        self._released: dict[_Span, int] = {}
+        self._released_on_trial: dict[_Span, int] = {}
 
     @property
     def positions(self) -> int:
@@ -151,35 +129,37 @@ class Bounds:
     def resume(
         self,
         held: Iterable[tuple[str, str]],
-        newest: Iterable[Decisions],
-        released_since: Callable[[str, int], int],
+        newest: Mapping[str, int],
+        released_since: Callable[[str, int], Iterable[tuple[int, int]]],
     ) -> None:
-        """Go on after a journal.
+        """Go on after a journal: with what is held, and the day of each stream's newest frame.
 
         Args:
             held: stream and symbol of each position.
-            newest: the newest frame of each stream.
-            released_since: signals of a stream from its first frame of an event time on.
+            newest: event time of the frame of each stream that was released last.
+            released_since: event time and number of signals of each frame of a stream from an
+                event time on.
         """
-        books: dict[str, _Book] = {}
+        names: dict[str, set[str]] = {}
         for stream, symbol in held:
-            book = books.get(stream, _Book())
-            books[stream] = replace(book, elsewhere=book.elsewhere | {symbol})
-        for frame in newest:
-            book = books.get(frame.stream, _Book()).at(frame.event_time_ns)
-            books[frame.stream] = replace(
-                book,
-                in_minute=released_since(frame.stream, book.minute_ns),
-                in_day=released_since(frame.stream, book.day_ns),
-            )
-        self._books, self._trial = books, dict(books)
+            names.setdefault(stream, set()).add(symbol)
+        self._books = {s: _Book(elsewhere=frozenset(found)) for s, found in names.items()}
+        self._released = {}
+        for stream, event_time_ns in newest.items():
+            for moment_ns, n in released_since(stream, _day_ns(event_time_ns)):
+                _add(self._released, _spans(stream, moment_ns), n)
+        self.settle(durable=False)
 
     def settle(self, durable: bool) -> None:
         """Take what was judged since the last call for released, or forget it."""
         if durable:
-            self._books = dict(self._trial)
-        else:
-            self._trial = dict(self._books)
+            self._books = self._trial
+            for span, n in self._released_on_trial.items():
+                _add(self._released, (span,), n)
+            while len(self._released) > _MOST_SPANS:
+                del self._released[next(iter(self._released))]
+        self._trial = dict(self._books)
+        self._released_on_trial = {}
 
     def judge(self, decisions: Decisions) -> Decisions:
         """Return the decisions with every BUY refused that is out of bounds.
@@ -189,10 +169,16 @@ class Bounds:
         it buys.
         """
         book = self._trial.get(decisions.stream, _Book())
-        book = self._of(book.at(decisions.event_time_ns), decisions.symbols)
+        book = self._of(book, decisions.symbols)
         why = self._why(book, decisions)
         verdict = decisions if why is None else decisions.refuse(why != 0, why)
-        self._trial[decisions.stream] = book.after(verdict)
+        bought, sold = verdict.action == _BUY, verdict.action == _SELL
+        n = int(bought.sum()) + int(sold.sum())
+        if n:
+            book = replace(book, held=(book.held | bought) & ~sold)
+            spans = _spans(decisions.stream, decisions.event_time_ns)
+            _add(self._released_on_trial, spans, n)
+        self._trial[decisions.stream] = book
         return verdict
 
     def _of(self, book: _Book, symbols: tuple[str, ...]) -> _Book:
@@ -230,7 +216,7 @@ class Bounds:
             too_many = opens & (np.cumsum(opens) > rules.max_positions - kept)
             refused.append((best_first[too_many], Reason.MAX_POSITIONS))
             best_first = best_first[~too_many]
-        room = self._signals_left(book, decisions)
+        room = self._signals_left(decisions)
         for bound, reason in (
             (rules.max_buys_per_frame, Reason.MAX_BUYS),
             (room, Reason.MAX_SIGNALS),
@@ -245,15 +231,31 @@ class Bounds:
             why[places] = reason
         return why
 
-    def _signals_left(self, book: _Book, decisions: Decisions) -> int | None:
+    def _signals_left(self, decisions: Decisions) -> int | None:
         """Return how many BUYs the brakes leave; None where there is none."""
+        bounds = (self.rules.max_signals_per_minute, self.rules.max_signals_per_day)
+        if bounds == (None, None):
+            return None
         sells = int((decisions.action == _SELL).sum())
-        bounds = (
-            (self.rules.max_signals_per_minute, book.in_minute),
-            (self.rules.max_signals_per_day, book.in_day),
-        )
-        left = [bound - n - sells for bound, n in bounds if bound is not None]
-        return max(0, min(left)) if left else None
+        left = [
+            bound - self._released.get(span, 0) - self._released_on_trial.get(span, 0) - sells
+            for bound, span in zip(
+                bounds, _spans(decisions.stream, decisions.event_time_ns), strict=True
+            )
+            if bound is not None
+        ]
+        return max(0, min(left))
+
+
+def _spans(stream: str, event_time_ns: int) -> tuple[_Span, _Span]:
+    """Return the minute and the day of a bar."""
+    minute_ns = event_time_ns // MINUTE_NS * MINUTE_NS
+    return (stream, 'minute', minute_ns), (stream, 'day', _day_ns(event_time_ns))
+
+
+def _add(counts: dict[_Span, int], spans: Iterable[_Span], n: int) -> None:
+    for span in spans:
+        counts[span] = counts.get(span, 0) + n
 
 
 def _some(names: Iterable[str]) -> str:

@@ -83,9 +83,10 @@ class RiskGateNode(ManagedNode):
     def activate(self) -> None:
         """Begin to let decisions through."""
         self._event_clock = EventClock()
-        newest = self._store.newest()
-        self._event_clock.resume(newest)
-        self._bounds.resume(self._store.holdings(), newest, self._store.released_since)
+        with self._store.reading() as journal:
+            self._event_clock.resume(journal.newest().values())
+            held = [(row.stream, row.symbol) for row in journal.holdings()]
+            self._bounds.resume(held, journal.last_committed(), journal.released_since)
         self._activated_s = self._gateway_s = self._reader_s = time.monotonic()
         self._store.attach(self, batch=self.params.batch, queue=self.params.queue)
 

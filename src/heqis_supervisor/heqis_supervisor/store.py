@@ -13,7 +13,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from heqis_core.decision import Decisions, Predictions
 from heqis_core.errors import ConfigError, JournalError
 from heqis_core.frame import Stage, stamp
 from heqis_core.io.journal import Journal
+from heqis_core.io.journal_reader import JournalReader
 
 FLUSH_S = 0.1
 """Idle time after which the last commit's time and the published mark are written."""
@@ -237,22 +239,12 @@ class Store:
         with self._stepping:
             return None if self._journal is None else self._journal.get_meta(key)
 
-    def newest(self) -> list[Decisions]:
-        """Return the newest frame of each stream, while no gate is attached."""
+    @contextmanager
+    def reading(self) -> Iterator[JournalReader]:
+        """Let the caller ask the journal, while no gate is attached."""
         with self._stepping:
-            return [] if self._journal is None else list(self._journal.newest().values())
-
-    def holdings(self) -> list[tuple[str, str]]:
-        """Return stream and symbol of what is held, while no gate is attached."""
-        with self._stepping:
-            rows = [] if self._journal is None else self._journal.holdings()
-        return [(row.stream, row.symbol) for row in rows]
-
-    def released_since(self, stream: str, event_time_ns: int) -> int:
-        """Return the signals of a stream since an event time, while no gate is attached."""
-        with self._stepping:
-            journal = self._journal
-            return 0 if journal is None else journal.released_since(stream, event_time_ns)
+            assert self._journal is not None
+            yield self._journal
 
     def drop(self, what: Dropping) -> None:
         """Have what is in the archive dropped, little by little between the commits."""

@@ -108,8 +108,26 @@ def test_the_brake_of_a_minute_counts_sells_and_lets_them_through() -> None:
     assert bits(verdict) == [Reason.MAX_SIGNALS, 0, 0, Reason.MAX_SIGNALS]
     later = released(bounds, make([BUY] * 4, event_ns=OPEN_NS + MINUTE_NS))
     assert later.action.tolist() == [BUY, BUY, BUY, NONE]
-    late = released(bounds, make([BUY] * 4, event_ns=OPEN_NS, revision=1))
-    assert late.action.tolist() == [NONE] * 4, 'a late frame goes out now, so it counts now'
+    late = released(bounds, make([BUY, HOLD], event_ns=OPEN_NS, revision=1))
+    assert late.action.tolist() == [NONE, HOLD], 'an amended bar counts where it belongs'
+
+
+def test_a_bar_of_a_wrong_time_does_not_hold_the_brake() -> None:
+    bounds = Bounds(RiskRules(max_signals_per_minute=1))
+    released(bounds, make([BUY], event_ns=OPEN_NS + 60 * MINUTE_NS))
+    for minute in range(5):
+        at = OPEN_NS + minute * MINUTE_NS
+        assert released(bounds, make([BUY], event_ns=at)).action.tolist() == [BUY]
+        assert released(bounds, make([BUY], event_ns=at + 1)).action.tolist() == [NONE]
+
+
+def test_a_book_that_runs_for_long_stays_small() -> None:
+    bounds = Bounds(RiskRules(max_signals_per_minute=1))
+    for minute in range(20_000):
+        released(bounds, make([BUY], event_ns=OPEN_NS + minute * MINUTE_NS))
+    assert len(bounds._released) <= 8192
+    last = make([BUY], event_ns=OPEN_NS + 19_999 * MINUTE_NS)
+    assert released(bounds, last).action.tolist() == [NONE]
 
 
 def test_the_day_of_the_brake_is_that_of_shanghai() -> None:
@@ -287,7 +305,7 @@ def test_the_bounds_hold_across_repeats_failures_and_restarts(
                 journal.close()
                 journal, bounds = Journal.open(path), Bounds(rules)
                 rows = [(row.stream, row.symbol) for row in journal.holdings()]
-                bounds.resume(rows, journal.newest().values(), journal.released_since)
+                bounds.resume(rows, journal.last_committed(), journal.released_since)
                 assert bounds.positions == len(held)
         assert {row.symbol for row in journal.holdings()} == held
         journal.close()

@@ -194,13 +194,19 @@ class JournalReader:
         for row in self.rows(f'SELECT stream, symbol, since_ns FROM holdings {where}', args):
             yield HoldingRow(*row)
 
-    def released_since(self, stream: str, event_time_ns: int) -> int:
-        """Return the signals of a stream from its first frame of at least that event time on."""
+    def last_committed(self) -> dict[str, int]:
+        """Return the event time of the frame of each stream that was committed last."""
+        sql = 'SELECT event_time_ns FROM frames WHERE stream = ? ORDER BY id DESC LIMIT 1'
+        streams = [row[0] for row in self.rows('SELECT DISTINCT stream FROM frames')]
+        return {str(stream): int(self._one(sql, (stream,))[0]) for stream in streams}
+
+    def released_since(self, stream: str, event_time_ns: int) -> list[tuple[int, int]]:
+        """Return event time and number of signals of each frame of a stream from a time on."""
         sql = (
-            'SELECT TOTAL(n_signals) FROM frames WHERE stream = ? AND id >= '
-            '(SELECT MIN(id) FROM frames WHERE stream = ? AND event_time_ns >= ?)'
+            'SELECT event_time_ns, n_signals FROM frames '
+            'WHERE stream = ? AND event_time_ns >= ? AND n_signals > 0'
         )
-        return int(self._one(sql, (stream, stream, event_time_ns))[0])
+        return [(int(at), int(n)) for at, n in self.rows(sql, (stream, event_time_ns))]
 
     def newest_positions(self) -> tuple[int, ...]:
         """Return the position of the frame of each stream that `newest` gives."""
