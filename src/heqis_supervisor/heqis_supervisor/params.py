@@ -24,6 +24,12 @@ RISK_GATE = ParamTable(
             choices=('event', 'wall'),
         ),
         Param(
+            'kill_file',
+            str,
+            'run/KILL',
+            'While a file of this name exists every signal is refused; empty: none.',
+        ),
+        Param(
             'queue',
             int,
             4096,
