@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-MAX_REASON = 200
-"""Longest reason that is kept, in characters; the first line of a file may be anything."""
+MAX_REASON = 130
+"""Longest reason that is kept, in characters: with origin and time it fits into `info`."""
 _KEEP_CHANGES = 1000
 
 
