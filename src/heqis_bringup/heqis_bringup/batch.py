@@ -119,6 +119,7 @@ def _result(
         'signals': actions['BUY'] + actions['SELL'],
         'actions': dict(actions),
         'not_judged': _reasons(made),
+        'never_judged': _never_judged(made),
         'signals_digest': signals_digest(lambda: made),
     }
 
@@ -135,16 +136,31 @@ def _reasons(made: list[Decisions]) -> dict[str, int]:
     return dict(found)
 
 
+def _never_judged(made: list[Decisions]) -> list[str]:
+    """Return the symbols of which every decision is NONE, as of one with too sparse bars."""
+    if not made:
+        return []
+    judged = np.any([d.action != Action.NONE for d in made], axis=0)
+    return [name for name, ever in zip(made[0].symbols, judged, strict=True) if not ever]
+
+
 def _summary(result: dict[str, Any]) -> Table:
     table = Table(title=f'batch of bundle {result["bundle"]["id"]}', show_header=False)
     rows = {
-        'symbols': ' '.join(result['symbols'][:12])
-        + (' …' if len(result['symbols']) > 12 else ''),
+        'symbols': _some(result['symbols']),
         'frames': result['frames'],
         'bars refused': result['bars_rejected'],
         'decisions': ', '.join(f'{n} {name}' for name, n in result['actions'].items()),
         'not judged': ', '.join(f'{name} {n}' for name, n in result['not_judged'].items()),
     }
+    if result['never_judged']:
+        rows['never judged'] = (
+            f'{_some(result["never_judged"])}: no window of theirs was ever full, or no bar good'
+        )
     for name, value in rows.items():
         table.add_row(name, str(value))
     return table
+
+
+def _some(names: list[str]) -> str:
+    return ' '.join(names[:12]) + (f' … ({len(names)})' if len(names) > 12 else '')

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from heqis_bringup import batch
+from heqis_core.bars import BAR_FIELDS, BarStatus
 from heqis_core.errors import BundleError, ConfigError, DataError
 from heqis_core.io.journal import Journal
 from heqis_core.simulator import MarketSimulator
@@ -47,6 +49,23 @@ def test_two_runs_are_equal_and_another_market_is_not(capsys, bundle):
     assert first['signals'] > 0
     other = run(capsys, '--bundle', bundle, '--symbols', SYMBOLS, '--seed', 5, '--limit', DAYS)
     assert other['signals_digest'] != first['signals_digest']
+
+
+def test_a_symbol_that_was_never_judged_is_named(capsys, bundle, tmp_path):
+    simulator = MarketSimulator(SYMBOLS, SEED)
+    lines = {name: [','.join(('date', *BAR_FIELDS))] for name in simulator.symbols}
+    sparse = simulator.symbols[1]
+    for i in range(DAYS):
+        block = simulator.next_block()
+        day = time.strftime('%Y-%m-%d', time.gmtime(block.event_time_ns / 1e9))
+        for s, name in enumerate(simulator.symbols):
+            if block.status[s] == BarStatus.VALID and (name != sparse or i % 20 == 0):
+                lines[name].append(','.join([day, *(repr(float(v)) for v in block.values[:, s])]))
+    for name, rows in lines.items():
+        (tmp_path / f'{name}.csv').write_text('\n'.join(rows) + '\n')
+    result = run(capsys, '--bundle', bundle, '--data', tmp_path)
+    assert result['never_judged'] == [sparse]
+    assert result['actions']['NONE'] < result['decisions']
 
 
 def test_the_journal_holds_what_was_decided(capsys, bundle, tmp_path):
