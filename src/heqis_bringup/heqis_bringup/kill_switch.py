@@ -80,4 +80,4 @@ def _signed(reason: str) -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         user = f'uid {os.getuid()}'
-    return f'{reason or "no reason given"} ({user}@{socket.gethostname()})'
+    return f'{user}@{socket.gethostname()}: {reason or "no reason given"}'
