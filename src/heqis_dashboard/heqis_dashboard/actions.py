@@ -67,7 +67,7 @@ def why_not(request: Request, own_names: Collection[str]) -> str:
         return f'header {HEADER} is missing'
     if headers.get('content-type', '').partition(';')[0].strip().lower() != 'application/json':
         return 'the content is not JSON'
-    if not host or urlsplit(origin).netloc != host:
+    if not host or origin not in (f'http://{host}', f'https://{host}'):
         return f'it comes from {origin or "nowhere"}, and not from this page'
     if headers.get('sec-fetch-site', 'same-origin') != 'same-origin':
         return 'the browser says that it comes from another site'
@@ -78,6 +78,7 @@ def why_not(request: Request, own_names: Collection[str]) -> str:
 
 def _is_own(host: str, own_names: Collection[str]) -> bool:
     # A foreign name can be made to lead here (DNS rebinding), an address cannot.
+    name = ''
     try:
         name = urlsplit(f'//{host}').hostname or ''
         ipaddress.ip_address(name)
