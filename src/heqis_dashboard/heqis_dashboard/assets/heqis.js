@@ -94,19 +94,19 @@
     said.setAttribute('role', 'alert');
     const no = add(form, 'button', 'cancel');
     no.type = 'button';
-    no.onclick = function () { dialog.close(); };
+    no.onclick = function () { dialog.remove(); };
     const confirm = add(form, 'button', yes);
     form.onsubmit = function (event) {
       event.preventDefault();
       confirm.disabled = true;
       send(button === 'kill-on', reason.value).then(function (answer) {
-        if (answer.done) dialog.close();
+        if (answer.done) dialog.remove();
         said.textContent = 'not done: ' + answer.says;
       }, function (error) {
         said.textContent = 'not known whether it was done: ' + error.message;
       }).finally(function () { confirm.disabled = false; });
     };
-    dialog.onclose = function () { dialog.remove(); };
+    dialog.onclose = function () { dialog.remove(); };  // the Escape key
     dialog.showModal();
   }
 
