@@ -30,6 +30,12 @@ RISK_GATE = ParamTable(
             'File of the risk rules, like config/risk.yaml; empty: no bounds.',
         ),
         Param(
+            'kill_file',
+            str,
+            'run/KILL',
+            'While a file of this name exists every signal is refused; empty: none.',
+        ),
+        Param(
             'queue',
             int,
             4096,
