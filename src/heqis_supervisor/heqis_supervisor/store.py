@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from heqis_core.control import Event
-from heqis_core.decision import Decisions, Predictions
+from heqis_core.decision import REFUSALS, Decisions, Predictions, reason_names
 from heqis_core.errors import ConfigError, JournalError
 from heqis_core.frame import Stage, stamp
 from heqis_core.io.journal import Journal
@@ -120,7 +120,11 @@ class Store:
 
     def _clear(self) -> None:
         names = ('frames', 'duplicates', 'overflow', 'predictions_dropped', 'events_dropped')
-        self.counters = dict.fromkeys((*names, 'commit_errors', 'republished', 'drop_errors'), 0)
+        refused = (f'refused.{name}' for name in reason_names(int(REFUSALS)))
+        # Every key is there from the start: another thread goes through them.
+        self.counters = dict.fromkeys(
+            (*names, 'commit_errors', 'republished', 'drop_errors', *refused), 0
+        )
         self.error = ''
         self.commit_us = 0.0
         self.failure: BaseException | None = None
@@ -402,8 +406,7 @@ class Store:
 
     def _count_refusals(self, item: Decisions) -> None:
         for name, n in item.refusals().items():
-            key = f'refused.{name}'
-            self.counters[key] = self.counters.get(key, 0) + n
+            self.counters[f'refused.{name}'] += n
 
 
 def _judge(gate: Gate, items: Sequence[Decisions], fresh: Sequence[bool]) -> list[Decisions]:
