@@ -659,7 +659,7 @@ def start(tmp_path: Path):
     """Return a function that starts the journal process, whose nodes bring themselves up here."""
     running: list[subprocess.Popen] = []
 
-    def start(kind: str) -> subprocess.Popen:
+    def start(kind: str, *arguments: str) -> subprocess.Popen:
         with (tmp_path / f'{kind}.log').open('a') as log:
             running.append(
                 subprocess.Popen(
@@ -668,6 +668,7 @@ def start(tmp_path: Path):
                         str(HERE / 'self_starting.py'),
                         *('--ros-args', '-p', f'path:={tmp_path / "journal.sqlite"}'),
                         *('-p', 'require_supervisor:=false'),
+                        *arguments,
                     ],
                     stdout=log,
                     stderr=log,
