@@ -24,6 +24,18 @@ RISK_GATE = ParamTable(
             choices=('event', 'wall'),
         ),
         Param(
+            'rules',
+            str,
+            '',
+            'File of the risk rules, like config/risk.yaml; empty: no bounds.',
+        ),
+        Param(
+            'kill_file',
+            str,
+            'run/KILL',
+            'While a file of this name exists every signal is refused; empty: none.',
+        ),
+        Param(
             'queue',
             int,
             4096,

@@ -607,7 +607,7 @@ def start(tmp_path: Path):
     """Return a function that starts the journal process, whose nodes bring themselves up here."""
     running: list[subprocess.Popen] = []
 
-    def start(kind: str) -> subprocess.Popen:
+    def start(kind: str, *arguments: str) -> subprocess.Popen:
         with (tmp_path / f'{kind}.log').open('a') as log:
             running.append(
                 subprocess.Popen(
@@ -615,6 +615,7 @@ def start(tmp_path: Path):
                         sys.executable,
                         str(HERE / 'self_starting.py'),
                         *('--ros-args', '-p', f'path:={tmp_path / "journal.sqlite"}'),
+                        *arguments,
                     ],
                     stdout=log,
                     stderr=log,
