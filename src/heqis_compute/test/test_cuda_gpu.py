@@ -21,8 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from heqis_compute.engines.cuda_port import Cuda, open_bindings, open_pycuda
+from heqis_compute.engines.cuda_port import Cuda, open_bindings, open_cuda, open_pycuda
 from heqis_core.errors import EngineError
+
+try:
+    open_cuda()
+except EngineError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 MB = 1 << 20
 DTYPES = (np.float32, np.float16, np.float64, np.int8, np.uint8, np.int32, np.int64, np.bool_)
