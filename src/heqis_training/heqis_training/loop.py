@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from heqis_core.errors import DataError
+from heqis_training.interrupt import raise_if_interrupted
 from heqis_training.monitor import EpochFigures, Monitor, Note
 
 Tree = dict[str, Any]
@@ -84,7 +85,8 @@ def run_epochs(
         saved: what `save` was given before; the training goes on from there, bit for bit.
         save: called after each epoch with everything that going on needs.
 
-    Raises DataError if no epoch had a finite validation loss. Call it inside `deterministic`.
+    Raises DataError if no epoch had a finite validation loss, and KeyboardInterrupt after the save
+    of the epoch in which something swallowed it (see `interrupt`). Call it inside `deterministic`.
     """
     progress = Progress()
     if saved is not None:
@@ -104,6 +106,7 @@ def run_epochs(
         for text in trainee.notes():
             monitor.note(Note(number, text))
         save(_tree(progress, trainee))
+        raise_if_interrupted()
     if not progress.improved_ever:
         raise DataError(
             f'{name}: no epoch of {progress.done} had a finite validation loss; lower the '

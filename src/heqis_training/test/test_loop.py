@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from heqis_training.batches import Part, Scale
 from heqis_training.checkpoint import load_state, save_state
 from heqis_training.dataset import fingerprint
 from heqis_training.device import Device
+from heqis_training.interrupt import raise_if_interrupted, remembered
 from heqis_training.loop import Trainee, Tree, deterministic, run_epochs
 from heqis_training.monitor import SILENT, EpochFigures, Note
 from heqis_training.multigan import MultiGan
@@ -290,3 +293,30 @@ def test_the_same_seed_draws_the_same_whatever_was_drawn_before() -> None:
     torch.manual_seed(456)
     assert torch.equal(drawn(7), first)
     assert not torch.equal(drawn(8), first)
+
+
+# --- Ctrl-C --------------------------------------------------------------------------------------
+
+
+class Swallowing(Told):
+    """A monitor whose library takes Ctrl-C for a failure of its own, in the second epoch."""
+
+    def epoch(self, rows: Sequence[EpochFigures]) -> None:
+        if rows[0].epoch == 2:
+            with contextlib.suppress(BaseException):  # as `except:` around an import
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_that_a_library_swallows_ends_the_training_after_the_epoch_is_saved() -> None:
+    trees: list[Tree] = []
+    with remembered(), deterministic(9), pytest.raises(KeyboardInterrupt):
+        run_epochs('it', pretraining('cae'), EPOCHS, EPOCHS, Swallowing(), save=trees.append)
+    assert [tree['progress']['done'] for tree in trees] == [1, 2]
+
+
+def test_ctrl_c_is_raised_at_once_and_forgotten_after_the_block() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), remembered():
+        signal.raise_signal(signal.SIGINT)
+    raise_if_interrupted()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from heqis_core.errors import ConfigError, DataError, HeqisError
 from heqis_training.commands.common import add_bars, load_bars_of, needs_torch
+from heqis_training.interrupt import raise_if_interrupted, remembered
 
 if TYPE_CHECKING:
     from heqis_training.forecast import Contest, Form
@@ -111,10 +112,12 @@ def run(args: argparse.Namespace) -> int:
         _refuse_contradictions(args)
         if args.out is not None:
             make_folder(args.out)
-        if args.bundle:
-            _judge_bundle(args, console)
-        else:
-            _compete(args, console)
+        with remembered():
+            if args.bundle:
+                _judge_bundle(args, console)
+            else:
+                _compete(args, console)
+            raise_if_interrupted()
     except HeqisError as error:
         print(f'heqis evaluate: {error}', file=sys.stderr)
         return 1

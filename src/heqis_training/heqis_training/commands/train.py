@@ -21,6 +21,7 @@ from rich.table import Table
 from heqis_core.errors import ConfigError, HeqisError
 from heqis_core.features.spec import FeatureSpec
 from heqis_training.commands.common import add_bars, load_bars_of, needs_torch
+from heqis_training.interrupt import raise_if_interrupted, remembered
 
 if TYPE_CHECKING:
     from heqis_core.bundle import Bundle
@@ -143,7 +144,8 @@ def run(args: argparse.Namespace) -> int:
 
         first = is_first()
         console = Console(stderr=args.json, highlight=False, quiet=not first)
-        trained, bundle = _train(args, console)
+        with remembered():
+            trained, bundle = _train(args, console)
     except HeqisError as error:
         print(f'heqis train: {error}', file=sys.stderr)
         return 1
@@ -191,6 +193,7 @@ def _train(args: argparse.Namespace, console: Console) -> tuple[Run, Bundle | No
     trained = run_training(
         table, path, settings, spec, mode=args.mode, device=args.device, console=console
     )
+    raise_if_interrupted()
     if args.mode == 'pretrain' or not is_first():
         return trained, None
     return trained, write_run_bundle(trained, args.out)
