@@ -386,6 +386,7 @@ POSIX_CALLS = {
     'setsid', 'sched_getaffinity', 'sched_setaffinity', 'statvfs', 'sysconf', 'uname', 'wait4',
     'waitid', 'waitpid',
 }  # fmt: skip
+SIGNALS_EVERYWHERE = {'SIGINT', 'SIGTERM', 'SIG_DFL', 'signal'}
 NOT_OF_TRAINING = ('tushare_store', 'journal_file', 'file_lock')
 """Modules of heqis_core that lock files as POSIX does; train, evaluate and export load neither."""
 LINUX_ALONE = ('rknn_tool', 'rknn_worker', 'testing_convert')
@@ -414,7 +415,7 @@ def test_a_module_that_training_needs_asks_for_nothing_that_only_posix_has(path:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id == 'os' and node.attr in POSIX_CALLS:
                 found.append(f'os.{node.attr}')
-            if node.value.id == 'signal' and node.attr not in ('SIGINT', 'SIGTERM', 'SIG_DFL', 'signal'):
+            if node.value.id == 'signal' and node.attr not in SIGNALS_EVERYWHERE:
                 found.append(f'signal.{node.attr}')
         elif isinstance(node, ast.Constant) and node.value in ('fork', 'forkserver'):
             found.append(node.value)
