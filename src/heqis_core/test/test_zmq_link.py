@@ -542,7 +542,7 @@ from heqis_core.io.zmq_channel import HEARTBEAT_MS
 from heqis_core.io.zmq_link import ComputeLink, GatewayLink
 from heqis_core.testing import free_port
 from heqis_core.testing_link import make_frame
-from heqis_core.testing_proxy import FaultProxy
+from heqis_core.io.fault_proxy import FaultProxy
 
 endpoints = [f'tcp://127.0.0.1:{free_port()}' for _ in range(3)]
 compute, proxy = ComputeLink(*endpoints, hwm=2), FaultProxy(endpoints[0])
