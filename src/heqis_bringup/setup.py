@@ -47,6 +47,7 @@ setup(
         ],
         'heqis.commands': [
             'batch = heqis_bringup.batch:register',
+            'chaos = heqis_bringup.chaos.command:register',
             'demo = heqis_bringup.demo:register',
             'doctor = heqis_bringup.doctor:register',
             'keys = heqis_bringup.keys:register',
