@@ -104,6 +104,10 @@ def run_campaign(
             except ConfigError as error:
                 skipped.update(dict.fromkeys((f.name for f in members), str(error)))
                 break
+            except BenchError as error:
+                for fault in {fault.name: fault for one in waiting for fault in one}.values():
+                    trials[fault.name].append(Trial(fault.name, problems=[str(error)]))
+                break
     rows = tuple(summarise(fault, trials[fault.name]) for fault in faults if trials[fault.name])
     return Result(rows, tuple(ends), skipped, time.monotonic() - began_s)
 
@@ -128,7 +132,8 @@ def _run_graph(
         graph.wait_up()
         while waiting and not stopped():
             fault = min(waiting[0], key=lambda one: graph.rest_s(one.targets))
-            say(f'{fault.name}, {graph.rest_s(fault.targets):.0f} s to wait')
+            if (rest_s := graph.rest_s(fault.targets)) > 1:
+                say(f'{fault.name} in {rest_s:.0f} s')
             while graph.rest_s(fault.targets) > 0 and not stopped():
                 time.sleep(0.1)
             if stopped():
@@ -138,7 +143,10 @@ def _run_graph(
             if not waiting[0]:
                 waiting.pop(0)
             harmed = harmed or fault.harms
-            trial = run_trial(graph, fault)
+            try:
+                trial = run_trial(graph, fault)
+            except BenchError as error:
+                trial = Trial(fault.name, problems=[str(error)])
             trials[fault.name].append(trial)
             if trial.well_s is None:
                 break

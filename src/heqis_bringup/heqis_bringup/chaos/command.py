@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         show(result, console)
         document = reports.document(result, machine())
         if args.markdown is not None:
-            write_markdown(args.markdown, reports.markdown(result, _where()))
+            write_markdown(args.markdown, result)
     if args.json is not None:
         args.json.write_text(json.dumps(document, indent=2) + '\n', encoding='utf-8')
     console.print('passed' if result.passed else 'FAILED: see above')
@@ -201,13 +201,14 @@ def _check(args: argparse.Namespace, name: str, low: float) -> None:
 
 def show(result: Result, console: Console) -> None:
     """Print the table and what there is to say about it."""
-    console.print(reports.terminal(result))
+    console.print(reports.terminal(result, console.width))
     for line in reports.remarks(result):
         console.print(line, soft_wrap=True, markup=False)
 
 
-def write_markdown(path: Path, text: str) -> None:
-    """Write a table into a file: between the marks where it has them, else as the whole file."""
+def write_markdown(path: Path, result: Result) -> None:
+    """Write the table into a file: between the marks where it has them, else as the whole file."""
+    text = reports.markdown(result, _where())
     whole = path.read_text(encoding='utf-8') if path.exists() else ''
     if BEGIN in whole and END in whole:
         head, tail = whole.partition(BEGIN)[0], whole.rpartition(END)[2]

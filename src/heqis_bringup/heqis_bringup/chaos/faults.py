@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from heqis_bringup.chaos.disturbance import BACK, DEADLOCK, FORWARD, SLOW
-from heqis_bringup.chaos.graph import BenchError, Graph, Stored
+from heqis_bringup.chaos.graph import SUPERVISOR, BenchError, Graph, Stored
 from heqis_bringup.chaos.layout import cabled, disturbable, fed, linked, plain, spoilt
 from heqis_bringup.chaos.record import Seen
 from heqis_bringup.chaos.trial import REPAIRED, Fault, Undo
@@ -35,9 +35,14 @@ HELD_S = 2.0
 POISON = (math.nan, math.inf)
 FLOOD_BLOCKS = 2000
 SWAP_S = 60.0
-GATEWAY, JOURNAL, SUPERVISOR = 'gateway/gateway', 'gateway/journal', 'gateway/supervisor'
+GATEWAY, JOURNAL = 'gateway/gateway', 'gateway/journal'
 GATEWAY_AGENT, COMPUTE, COMPUTE_AGENT = 'gateway/agent', 'compute/compute', 'compute/agent'
 WATCHED = (GATEWAY, COMPUTE, JOURNAL)
+NODES = {
+    GATEWAY: ('bridge', 'gateway'),
+    JOURNAL: ('risk_gate', 'journal'),
+    COMPUTE: ('compute',),
+}
 AGENTS = (GATEWAY_AGENT, COMPUTE_AGENT)
 EVERYONE = (*WATCHED, SUPERVISOR, *AGENTS)
 _PAGES = ('page_count', 'page_size')
@@ -176,10 +181,12 @@ def _repair_journal(graph: Graph) -> None:
 
 
 def _says_how_to_repair(graph: Graph, seen: Sequence[Seen], _: Stored) -> list[str]:
-    words = [s.text for s in seen if s.source == 'event' and s.kind == 'node_failed']
-    if any('journal_repair' in text for text in words):
+    """Look for the damage among the events, and for the whole advice in the process's log."""
+    told = any('is damaged' in s.text for s in seen if s.kind == 'node_failed')
+    log = (graph.folder / 'log' / 'journal.log').read_text(encoding='utf-8')
+    if told and 'journal_repair' in log:
         return []
-    return ['nothing said how to repair the journal']
+    return ['nothing said that the journal is damaged, and how to repair it']
 
 
 def _names_port(graph: Graph, seen: Sequence[Seen], _: Stored) -> list[str]:
@@ -241,9 +248,9 @@ def _only_sound_signals(graph: Graph, _: Sequence[Seen], stored: Stored) -> list
 # --- the table ---
 
 
-def _nodes(key: str) -> tuple[str, ...]:
-    """Return the parts of a process on /diagnostics."""
-    return (f'process/{key}',)
+def _parts(key: str) -> tuple[str, ...]:
+    """Return the parts of a process on /diagnostics, its nodes too."""
+    return (f'process/{key}', *(f'node/{name}' for name in NODES[key]))
 
 
 def _ends(key: str, word: str, inject: Callable[[str, Graph], None], why: str) -> Fault:
@@ -255,7 +262,7 @@ def _ends(key: str, word: str, inject: Callable[[str, Graph], None], why: str) -
         plain,
         partial(inject, key),
         (('event', 'process_', key),),
-        _nodes(key),
+        _parts(key),
         SOON_S,
         (key,),
         restarts=True,
@@ -311,7 +318,7 @@ def _deadlock(key: str) -> Fault:
         disturbable,
         partial(_send, DEADLOCK, (key,)),
         (('event', 'process_hung', key),),
-        _nodes(key),
+        _parts(key),
         4.5,
         (key,),
         restarts=True,
@@ -359,7 +366,7 @@ def _table() -> tuple[Fault, ...]:
             plain,
             _take_port,
             (('event', 'node_failed', 'bridge'),),
-            _nodes(GATEWAY),
+            _parts(GATEWAY),
             targets=(GATEWAY,),
             restarts=True,
             hold_s=HELD_S,
@@ -440,7 +447,7 @@ def _table() -> tuple[Fault, ...]:
             spoilt,
             _damage_journal,
             (('event', 'node_failed', 'risk_gate'), ('event', 'node_failed', 'journal')),
-            _nodes(JOURNAL),
+            _parts(JOURNAL),
             targets=(JOURNAL,),
             restarts=True,
             check=_says_how_to_repair,

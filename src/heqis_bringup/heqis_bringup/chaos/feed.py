@@ -17,8 +17,8 @@ from heqis_core.errors import ConfigError
 BLOCKS = 5_000_000
 """Event times that fit between the end of the training data and now."""
 LONGEST_STEP_NS = 60_000_000_000
-_MOVE = 2e-4
-"""Standard deviation of a bar's log return."""
+_MOVE, _MOST = 0.015, 0.08
+"""Standard deviation of a bar's log return, as of a daily one, and the most it moves."""
 _WAIT_MS = 100
 
 
@@ -52,7 +52,7 @@ class BarFeed:
         self.symbols = tuple(symbols)
         self._event_ns = after_ns
         self._draw = np.random.default_rng(seed)
-        self._close = 20.0 + 5.0 * self._draw.random(len(symbols))
+        self._home = self._close = 20.0 + 5.0 * self._draw.random(len(symbols))
         self._flowing, self._closing = threading.Event(), threading.Event()
         self._flowing.set()
         self._context = zmq.Context()
@@ -98,7 +98,11 @@ class BarFeed:
     def _block(self) -> bytes:
         self._event_ns += self._step_ns
         before = self._close
-        self._close = before * np.exp(_MOVE * self._draw.standard_normal(len(before)))
+        # Pulled to where they began: prices without end must stay prices.
+        moves = _MOVE * self._draw.standard_normal(len(before)) - 0.02 * np.log(
+            before / self._home
+        )
+        self._close = before * np.exp(np.clip(moves, -_MOST, _MOST))
         closes = self._close.tolist()
         if self.poison:
             closes[: len(self.poison)] = self.poison

@@ -31,6 +31,9 @@ STEADY_S = 10.5
 TICK_S = 0.02
 FRESH_S = 2.0
 """/diagnostics older than this say nothing."""
+SUPERVISOR = 'gateway/supervisor'
+PATIENTLY = frozenset({SUPERVISOR, 'gateway/agent', 'compute/agent'})
+"""Processes that a lease in the rules has nothing to do with."""
 FLOW_S = 0.5
 """So long without a frame is an interruption."""
 
@@ -60,7 +63,11 @@ class Graph:
             self.layout = layer(subject, folder, undo)
             rules = load_rules(self.layout.rules)
             self.rules = rules.processes
-            self.nodes = expected_nodes(self.layout.rules)
+            self.nodes = tuple(
+                name
+                for name in expected_nodes(self.layout.rules)
+                if rules.nodes[name].board in self.layout.heard
+            )
             self.domain = choose_domain(None)
             enter_domain(self.domain, self.layout.config)
             environ = dict(os.environ)
@@ -74,7 +81,7 @@ class Graph:
             self._undo = undo.pop_all()
         specs = zip(self._runner.processes(), self.layout.specs, strict=True)
         self._names = {view.name: key_of(spec) for view, spec in specs}
-        self._ended: dict[str, list[float]] = {key: [] for key in self._names.values()}
+        self._began: dict[str, list[float]] = {key: [] for key in self._names.values()}
 
     def __enter__(self) -> Graph:
         """Start it."""
@@ -133,12 +140,17 @@ class Graph:
         """Return how long to wait until the targets may be ended without being held back.
 
         The runner waits longer for what ends soon after its start, and the supervisor latches
-        what starts too often within a time.
+        what starts too often within a time. A new supervisor is patient with the processes it
+        watches by their leases until launch has had the time to start everything.
         """
         now_s = time.monotonic()
         waits = [0.0]
+        began = self._began[SUPERVISOR]
+        if began and not set(targets) <= PATIENTLY:
+            grace_s = max(rule.respawn_s for rule in self.rules.values()) + 1
+            waits.append(began[-1] + grace_s - now_s)
         for key in targets:
-            times, rule = self._ended[key], self.rules[key]
+            times, rule = self._began[key], self.rules[key]
             if times:
                 waits.append(times[-1] + STEADY_S - now_s)
             if len(times) >= rule.restarts_max - 1:
@@ -152,12 +164,12 @@ class Graph:
             key = self._names[who]
             self.record.note('runner', what.partition(' (')[0], key, what)
             if what.startswith('started'):
-                self._ended.setdefault(key, []).append(time.monotonic())
+                self._began.setdefault(key, []).append(time.monotonic())
 
     # --- how it is ---
 
     def up(self) -> bool:
-        """Whether every node is heard and active."""
+        """Whether every node that can be heard is active."""
         return self.record.state.all_active(self.nodes, time.monotonic())
 
     def well(self) -> bool:

@@ -65,6 +65,7 @@ class Layout:
         proxies: what stands between the boards.
         feed: what sends bars, in place of the simulator.
         cable: what connects the boards.
+        heard: boards whose topics reach the bench.
     """
 
     specs: list[ProcessSpec]
@@ -77,6 +78,7 @@ class Layout:
     proxies: list[FaultProxy] = field(default_factory=list)
     feed: BarFeed | None = None
     cable: Cable | None = None
+    heard: tuple[str, ...] = ('gateway', 'compute')
 
 
 Words = dict[str, str]
@@ -131,7 +133,8 @@ def fed(subject: Subject, folder: Path, undo: ExitStack) -> Layout:
     sources = folder / 'sources.yaml'
     source = {'name': 'bench', 'kind': 'feed', 'endpoint': endpoint, 'symbols': list(symbols)}
     sources.write_text(yaml.safe_dump({'sources': [source]}), encoding='utf-8')
-    words = {'source': 'several', 'sources': str(sources)}
+    # The bench paces the bars, the gateway takes what comes.
+    words = {'source': 'several', 'sources': str(sources), 'pace': '0'}
     layout = _layout(subject, folder, words, {})
     after_ns = subject.bundle.manifest.trained_until_ns
     layout.feed = BarFeed(endpoint, symbols, after_ns, subject.pace, subject.seed)
@@ -160,7 +163,7 @@ def cabled(subject: Subject, folder: Path, undo: ExitStack) -> Layout:
         {**ends, 'config': configs['gateway']},
         {**ends, 'config': configs['compute']},
     )
-    layout.cable, layout.prefix = cable, folder / 'prefix'
+    layout.cable, layout.prefix, layout.heard = cable, folder / 'prefix', ('gateway',)
     layout.specs = [
         spec if key_of(spec).startswith('gateway/') else _scripted(spec, layout.prefix, text)
         for spec in layout.specs

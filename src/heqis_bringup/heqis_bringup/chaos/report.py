@@ -16,6 +16,9 @@ HEAD = (
     *('fault', 'times', 'noticed', 'by', '/diagnostics', 'next frame', 'next signal'),
     *('all well', 'lost', 'twice', 'touched', 'passed'),
 )
+NARROW = ('fault', 'noticed', '/diagnostics', 'next signal', 'lost', 'passed')
+WIDE = 150
+"""Columns of a terminal that the whole table needs."""
 LEGEND = (
     'Seconds, p50 / p99 (of few injections the p99 is the longest). Noticed and /diagnostics: '
     'from the injection. Next frame, next signal, all well: from the injection, or from the end '
@@ -43,13 +46,15 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def terminal(result: Result) -> Table:
-    """Return the table for rich."""
+def terminal(result: Result, width: int) -> Table:
+    """Return the table for rich; one that is narrow has the columns that matter most."""
+    names = HEAD if width >= WIDE else NARROW
     table = Table(box=box.SIMPLE_HEAD, title='faults', caption=LEGEND, pad_edge=False)
-    for name in HEAD:
+    for name in names:
         table.add_column(name, overflow='fold')
     for row in result.rows:
-        table.add_row(*cells(row), style='' if row.passed else 'red')
+        shown = [text for name, text in zip(HEAD, cells(row), strict=True) if name in names]
+        table.add_row(*shown, style='' if row.passed else 'red')
     return table
 
 
