@@ -95,7 +95,7 @@ COMPUTE = ParamTable(
         Param(
             'supervisor_lease_ms',
             int,
-            1500,
+            800,
             'Silence of the supervisor until output is held.',
             unit='ms',
             minimum=200,
