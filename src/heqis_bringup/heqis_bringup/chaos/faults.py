@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import resource
@@ -212,6 +213,8 @@ def _flood(graph: Graph) -> Undo:
 
     def ebb() -> None:
         feed.pace = graph.subject.pace
+        last_ns = feed.event_ns
+        graph.wait(lambda: graph.record.newest_ns >= last_ns, SWAP_S, 'the flood was not decided')
 
     return ebb
 
@@ -228,8 +231,17 @@ def _poison(graph: Graph) -> Undo:
     return stop
 
 
+def _every_bar(graph: Graph, _: Sequence[Seen], stored: Stored) -> list[str]:
+    """Look for a bar that was sent and never became a frame."""
+    assert graph.layout.feed is not None
+    step_ns = graph.layout.feed.step_ns
+    times = sorted(frame.event_time_ns for frame in stored.frames)
+    lost = sum((b - a) // step_ns - 1 for a, b in itertools.pairwise(times))
+    return [f'{lost} blocks were sent and never decided'] if lost else []
+
+
 def _only_sound_signals(graph: Graph, _: Sequence[Seen], stored: Stored) -> list[str]:
-    """No signal of a poisoned symbol while it was poisoned, and none that is not a number."""
+    """Look for a signal of a poisoned bar, and for one that is not a number."""
     feed = graph.layout.feed
     assert feed is not None
     first_ns, last_ns = feed.poisoned
@@ -258,7 +270,7 @@ def _ends(key: str, word: str, inject: Callable[[str, Graph], None], why: str) -
     name = key.rpartition('/')[2]
     return Fault(
         f'{word}-{name}',
-        f'{why} {name}',
+        f'{why} {name} process',
         plain,
         partial(inject, key),
         (('event', 'process_', key),),
@@ -432,8 +444,20 @@ def _table() -> tuple[Fault, ...]:
             2.5,
             hold_s=HELD_S,
         ),
-        Fault('feed-silent', 'the feed of bars says nothing for a while', fed, _silence),
-        Fault('feed-flood', f'{FLOOD_BLOCKS} blocks as fast as they are taken', fed, _flood),
+        Fault(
+            'feed-silent',
+            'the feed of bars says nothing for a while',
+            fed,
+            _silence,
+            check=_every_bar,
+        ),
+        Fault(
+            'feed-flood',
+            f'{FLOOD_BLOCKS} blocks as fast as they are taken',
+            fed,
+            _flood,
+            check=_every_bar,
+        ),
         Fault(
             'feed-nan',
             'NaN and infinity as prices of two symbols',

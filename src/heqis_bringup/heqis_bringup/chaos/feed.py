@@ -30,6 +30,7 @@ class BarFeed:
         pace: blocks a second; 0 = as fast as they are taken.
         poison: values for the close of the first symbols, such as NaN; empty for sound bars.
         sent: blocks that were handed to the socket.
+        step_ns, event_ns: between two event times, and the last one.
         poisoned: event times whose first symbols were poisoned, first and last.
     """
 
@@ -40,8 +41,8 @@ class BarFeed:
 
         Raises ConfigError if there is too little room between that time and now.
         """
-        self._step_ns = min(LONGEST_STEP_NS, (time.time_ns() - after_ns) // BLOCKS)
-        if self._step_ns < 1_000_000:
+        self.step_ns = min(LONGEST_STEP_NS, (time.time_ns() - after_ns) // BLOCKS)
+        if self.step_ns < 1_000_000:
             raise ConfigError(
                 'the training data of the bundle end too late: live bars must lie between their '
                 'end and now; take a bundle with older data'
@@ -50,7 +51,7 @@ class BarFeed:
         self.poison: tuple[float, ...] = ()
         self.poisoned = (0, 0)
         self.symbols = tuple(symbols)
-        self._event_ns = after_ns
+        self.event_ns = after_ns
         self._draw = np.random.default_rng(seed)
         self._home = self._close = 20.0 + 5.0 * self._draw.random(len(symbols))
         self._flowing, self._closing = threading.Event(), threading.Event()
@@ -96,7 +97,7 @@ class BarFeed:
                 self._closing.wait(max(0.0, due_s - time.monotonic()))
 
     def _block(self) -> bytes:
-        self._event_ns += self._step_ns
+        self.event_ns += self.step_ns
         before = self._close
         # Pulled to where they began: prices without end must stay prices.
         moves = _MOVE * self._draw.standard_normal(len(before)) - 0.02 * np.log(
@@ -106,10 +107,10 @@ class BarFeed:
         closes = self._close.tolist()
         if self.poison:
             closes[: len(self.poison)] = self.poison
-            self.poisoned = (self.poisoned[0] or self._event_ns, self._event_ns)
+            self.poisoned = (self.poisoned[0] or self.event_ns, self.event_ns)
         rows: list[dict[str, Any]] = [
             {
-                'event_time_ns': self._event_ns,
+                'event_time_ns': self.event_ns,
                 'symbol': symbol,
                 'open': first,
                 'high': max(first, last) * 1.0001,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Collection
@@ -162,7 +163,7 @@ class Graph:
         who, _, what = line.partition(': ')
         if name == 'runner' and who in self._names:
             key = self._names[who]
-            self.record.note('runner', what.partition(' (')[0], key, what)
+            self.record.note('runner', re.split(r' for | \(| with |, |: ', what)[0], key, what)
             if what.startswith('started'):
                 self._began.setdefault(key, []).append(time.monotonic())
 

@@ -64,7 +64,8 @@ class Record(GraphEars):
         """Level of each part, as /diagnostics said last."""
         self.told_s = 0.0
         """When /diagnostics came last."""
-        self.n_released = self.n_signalled = 0
+        self.n_released = self.n_signalled = self.newest_ns = 0
+        """Frames and frames with signals that were released, and the event time of the last."""
         self._seen: deque[Seen] = deque(maxlen=KEEP)
         self._released: deque[float] = deque(maxlen=KEEP)
         self._signals: deque[tuple[float, Key]] = deque(maxlen=KEEP)
@@ -114,6 +115,7 @@ class Record(GraphEars):
         with self._lock:
             self._released.append(time.monotonic())
             self.n_released += 1
+            self.newest_ns = message.event_time_ns
 
     def signals(self, message: Signals) -> None:
         """Take the released signals of a frame."""
