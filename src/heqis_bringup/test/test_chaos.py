@@ -237,7 +237,9 @@ def test_a_soak_fails_by_one_alarm_and_by_no_work() -> None:
 
 def test_busy_loops_end_with_their_block() -> None:
     def loops() -> list[psutil.Process]:
-        return [child for child in psutil.Process().children() if 'pass' in child.cmdline()[-1:][0]]
+        return [
+            child for child in psutil.Process().children() if 'pass' in child.cmdline()[-1:][0]
+        ]
 
     with busy(2):
         wait_until(lambda: len(loops()) == 2, 10)
