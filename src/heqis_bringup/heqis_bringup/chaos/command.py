@@ -184,7 +184,7 @@ def _prepared(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob('*/journal.db')):
         raise ConfigError(f'--run-dir {folder}: an earlier run is in it; name an empty folder')
-    with stop_signals(lambda again: None) as stopped:
+    with stop_signals(_give_up) as stopped:
         path = args.bundle
         if path is None:
             data = DataChoice(None, args.symbols, args.seed)
@@ -192,6 +192,12 @@ def _prepared(
         bundle = Bundle.load(path)
         subject = Subject(bundle, args.symbols, args.seed, args.pace, args.config)
         return work(subject, folder.resolve(), stopped)
+
+
+def _give_up(again: bool) -> None:
+    """End after the injection that runs; at once when a second signal comes."""
+    if again:
+        raise KeyboardInterrupt
 
 
 def _check(args: argparse.Namespace, name: str, low: float) -> None:

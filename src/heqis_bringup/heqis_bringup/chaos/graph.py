@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heqis_bringup.chaos.layout import Layer, Subject, key_of
+from heqis_bringup.chaos.layout import SUPERVISOR, WATCHED, Layer, Subject, key_of
 from heqis_bringup.chaos.record import Key, Record
 from heqis_bringup.course import expected_nodes
 from heqis_bringup.demo_setup import choose_domain, enter_domain
@@ -32,9 +32,6 @@ STEADY_S = 10.5
 TICK_S = 0.02
 FRESH_S = 2.0
 """/diagnostics older than this say nothing."""
-SUPERVISOR = 'gateway/supervisor'
-PATIENTLY = frozenset({SUPERVISOR, 'gateway/agent', 'compute/agent'})
-"""Processes that a lease in the rules has nothing to do with."""
 FLOW_S = 0.5
 """So long without a frame is an interruption."""
 
@@ -105,10 +102,6 @@ class Graph:
         """End every process, the monitor, and what the layout has opened."""
         self._undo.close()
 
-    def stop(self, *, now: bool = False) -> None:
-        """Ask the processes to end; a second signal of a person asks with `now`."""
-        self._runner.stop(now=now)
-
     # --- its processes ---
 
     @property
@@ -147,7 +140,7 @@ class Graph:
         now_s = time.monotonic()
         waits = [0.0]
         began = self._began[SUPERVISOR]
-        if began and not set(targets) <= PATIENTLY:
+        if began and not set(WATCHED).isdisjoint(targets):
             grace_s = max(rule.respawn_s for rule in self.rules.values()) + 1
             waits.append(began[-1] + grace_s - now_s)
         for key in targets:

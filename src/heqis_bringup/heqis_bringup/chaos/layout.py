@@ -30,6 +30,12 @@ from heqis_core.io.fault_proxy import FaultProxy
 from heqis_core.io.zmq_security import write_keys
 from heqis_core.simulator import default_symbols
 
+GATEWAY, JOURNAL, SUPERVISOR = 'gateway/gateway', 'gateway/journal', 'gateway/supervisor'
+GATEWAY_AGENT, COMPUTE, COMPUTE_AGENT = 'gateway/agent', 'compute/compute', 'compute/agent'
+WATCHED = (GATEWAY, COMPUTE, JOURNAL)
+"""Processes that the supervisor watches by the leases of the rules."""
+AGENTS = (GATEWAY_AGENT, COMPUTE_AGENT)
+EVERYONE = (*WATCHED, SUPERVISOR, *AGENTS)
 BOARD_ENV = 'HEQIS_BOARD'
 _PACKAGE = 'heqis_chaos_{board}'
 
