@@ -95,7 +95,7 @@ COMPUTE = ParamTable(
         Param(
             'supervisor_lease_ms',
             int,
-            800,
+            1500,
             'Silence of the supervisor until output is held.',
             unit='ms',
             minimum=200,

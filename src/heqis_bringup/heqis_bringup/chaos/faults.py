@@ -74,14 +74,15 @@ def _agent(word: str, number: int, key: str) -> Fault:
 
 
 def _supervisor(word: str, number: int) -> Fault:
-    """Return the fault of the supervisor: runner and compute node miss it."""
+    """Return the fault of the supervisor, which its board's agent misses."""
     return Fault(
         f'{word}-supervisor',
         f'SIG{word.upper()} to the supervisor',
         plain,
         partial(do.send, number, (SUPERVISOR,)),
-        (('runner', 'ended', SUPERVISOR), ('heartbeat', 'holding', 'compute')),
-        within_s=SOON_S,
+        (('event', 'supervisor_', SUPERVISOR),),
+        (f'process/{SUPERVISOR}',),
+        SOON_S,
         targets=(SUPERVISOR,),
         restarts=True,
         promised=True,

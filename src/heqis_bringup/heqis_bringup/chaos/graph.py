@@ -139,10 +139,9 @@ class Graph:
         """
         now_s = time.monotonic()
         waits = [0.0]
-        began = self._began[SUPERVISOR]
-        if began and not set(WATCHED).isdisjoint(targets):
+        if not set(WATCHED).isdisjoint(targets):
             grace_s = max(rule.respawn_s for rule in self.rules.values()) + 1
-            waits.append(began[-1] + grace_s - now_s)
+            waits.append(self.record.began_s.get(SUPERVISOR, now_s) + grace_s - now_s)
         for key in targets:
             times, rule = self._began[key], self.rules[key]
             if times:

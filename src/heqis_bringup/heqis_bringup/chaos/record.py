@@ -60,6 +60,8 @@ class Record(GraphEars):
         super().__init__(GraphState())
         self.starts: dict[str, int] = {}
         """Start identity of each process, by `board/process`."""
+        self.began_s: dict[str, float] = {}
+        """When its first heartbeat came."""
         self.parts: dict[str, Level] = {}
         """Level of each part, as /diagnostics said last."""
         self.told_s = 0.0
@@ -95,7 +97,7 @@ class Record(GraphEars):
     def _take(self, beat: ProcessBeat) -> None:
         key = f'{beat.board}/{beat.process}'
         if self.starts.get(key) != beat.start_id:
-            self.starts[key] = beat.start_id
+            self.starts[key], self.began_s[key] = beat.start_id, time.monotonic()
             self.note('heartbeat', 'start', key, f'pid {beat.pid}')
         for node in beat.nodes:
             name = node.name.rpartition('/')[2]
