@@ -221,3 +221,8 @@ class Graph:
         """Return the position of the newest frame in the journal."""
         with Journal.open(self.layout.journal, read_only=True, check=False) as journal:
             return journal.last_position()
+
+    def counts(self) -> dict[str, int]:
+        """Return how many of each the journal holds."""
+        with Journal.open(self.layout.journal, read_only=True, check=False) as journal:
+            return journal.counts()

@@ -66,8 +66,8 @@ class Record(GraphEars):
         """Level of each part, as /diagnostics said last."""
         self.told_s = 0.0
         """When /diagnostics came last."""
-        self.n_released = self.n_signalled = self.newest_ns = 0
-        """Frames and frames with signals that were released, and the event time of the last."""
+        self.newest_ns = 0
+        """Event time of the last frame that was released."""
         self._seen: deque[Seen] = deque(maxlen=KEEP)
         self._released: deque[float] = deque(maxlen=KEEP)
         self._signals: deque[tuple[float, Key]] = deque(maxlen=KEEP)
@@ -116,7 +116,6 @@ class Record(GraphEars):
         super().decisions(message)
         with self._lock:
             self._released.append(time.monotonic())
-            self.n_released += 1
             self.newest_ns = message.event_time_ns
 
     def signals(self, message: Signals) -> None:
@@ -125,7 +124,6 @@ class Record(GraphEars):
         key = (message.stream, message.event_time_ns, message.revision)
         with self._lock:
             self._signals.append((time.monotonic(), key))
-            self.n_signalled += 1
 
     def event(self, message: Event) -> None:
         """Take an event."""

@@ -30,7 +30,7 @@ class Soak:
     Attributes:
         minutes: how long, from the moment at which everything was well.
         load: busy loops beside it.
-        frames, signals: released meanwhile.
+        frames, signals: made durable meanwhile.
         alarms: events of level WARN or more.
         restarts: processes that started anew.
         leases: leases that ran out: of a process, of an agent, of the supervisor at the compute
@@ -59,7 +59,7 @@ class Soak:
         rate = self.frames / (60 * self.minutes)
         return (
             f'{self.minutes:.1f} minutes, source flat out, {self.load} busy loops beside it: '
-            f'{self.frames:,} frames ({rate:.0f} a second), {self.signals:,} frames with signals; '
+            f'{self.frames:,} frames ({rate:.0f} a second), {self.signals:,} signals; '
             f'{self.alarms} events of WARN or more, {self.restarts} restarts, '
             f'{self.leases} leases run out, {self.not_ok} times not OK on /diagnostics'
         )
@@ -81,15 +81,16 @@ def run_soak(
 
     `tell` gets the share that is done. Raises BenchError if the graph does not come up.
     """
-    with Graph(fed, replace(subject, pace=0.0), folder) as graph:
+    with Graph(fed, replace(subject, pace=0.0), folder / 'soak') as graph:
         graph.wait_up()
         began_s = time.monotonic()
-        frames, signals = graph.record.n_released, graph.record.n_signalled
+        before = graph.counts()
         restarts = sum(graph.restarts().values())
         with busy(load):
             while (passed_s := time.monotonic() - began_s) < 60 * minutes and not stopped():
                 tell(passed_s / (60 * minutes))
                 time.sleep(_TICK_S)
+        after = graph.counts()
         seen = [s for s in graph.record.seen(began_s) if s.kind != 'bars_rejected']
         alarms = [s for s in seen if s.source == 'event' and s.level >= Level.WARN]
         leases = [s for s in seen if s.kind in ('process_lost', 'agent_lost', 'holding')]
@@ -97,8 +98,8 @@ def run_soak(
         return Soak(
             minutes=passed_s / 60,
             load=load,
-            frames=graph.record.n_released - frames,
-            signals=graph.record.n_signalled - signals,
+            frames=after['frames'] - before['frames'],
+            signals=after['signals'] - before['signals'],
             alarms=len(alarms),
             restarts=sum(graph.restarts().values()) - restarts,
             leases=len(leases),
