@@ -33,6 +33,27 @@ SETTLE_S = 5.0
 MB = 1e6
 
 
+def journal_works(path: Path) -> bool:
+    """Whether a journal holds a frame."""
+    try:
+        with Journal.open(path, read_only=True, check=False) as journal:
+            return journal.counts()['frames'] > 0
+    except JournalError:
+        return False
+
+
+def processes_below(parent: psutil.Process) -> dict[str, psutil.Process]:
+    """Return the processes of a graph by executable, from all that a process started."""
+    found = {}
+    for child in parent.children(recursive=True):
+        words = [word for word in child.cmdline() if '/lib/heqis_' in word]
+        if words:
+            board = child.environ().get('HEQIS_BOARD', '')
+            name = Path(words[0]).name
+            found[f'{name} ({board})' if name == 'agent' else name] = child
+    return found
+
+
 class Graph:
     """One `heqis demo` with simulated bars, in the background."""
 
@@ -52,31 +73,17 @@ class Graph:
     def wait(self) -> None:
         """Wait until a frame has gone all the way."""
         deadline_s = time.monotonic() + START_S
-        while not self._works():
+        while not journal_works(self._journal):
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f'no frame within {START_S} s:\n{self._log_tail()}')
             time.sleep(1.0)  # each look opens the journal: it is not to be measured
-
-    def _works(self) -> bool:
-        try:
-            with Journal.open(self._journal, read_only=True, check=False) as journal:
-                return journal.counts()['frames'] > 0
-        except JournalError:
-            return False
 
     def _log_tail(self) -> str:
         return Path(self._log.name).read_text(encoding='utf-8')[-2000:]
 
     def processes(self) -> dict[str, psutil.Process]:
         """Return the processes of the graph by executable."""
-        found = {}
-        for child in psutil.Process(self._process.pid).children(recursive=True):
-            words = [word for word in child.cmdline() if '/lib/heqis_' in word]
-            if words:
-                board = child.environ().get('HEQIS_BOARD', '')
-                name = Path(words[0]).name
-                found[f'{name} ({board})' if name == 'agent' else name] = child
-        return found
+        return processes_below(psutil.Process(self._process.pid))
 
     def close(self) -> None:
         """End it."""
@@ -104,13 +111,13 @@ def measure(args: argparse.Namespace) -> list[Row]:
 def _watch(
     case: str, processes: dict[str, psutil.Process], seconds: float, *, idle: bool
 ) -> list[Row]:
-    before = {name: _spent_s(process) for name, process in processes.items()}
+    before = {name: spent_s(process) for name, process in processes.items()}
     start = time.monotonic()
     time.sleep(seconds)
     lasted = time.monotonic() - start
     rows = []
     for name, process in sorted(processes.items()):
-        percent = 100 * (_spent_s(process) - before[name]) / lasted
+        percent = 100 * (spent_s(process) - before[name]) / lasted
         row = Row(case, f'{name} processor', '%', percent)
         rows.append(row.aiming(AIM_IDLE_PERCENT) if idle else row)
         memory = process.memory_full_info()
@@ -119,7 +126,8 @@ def _watch(
     return rows
 
 
-def _spent_s(process: psutil.Process) -> float:
+def spent_s(process: psutil.Process) -> float:
+    """Return the processor time of a process with its threads, seconds."""
     times = process.cpu_times()
     return float(times.user + times.system)
 

@@ -8,3 +8,5 @@ cd "$HEQIS_ROOT"
 mkdir -p docs
 python -m heqis_ros.param_docs --write docs/parameters.md
 say "docs/parameters.md is written"
+python -m heqis_supervisor.ladder_docs --write docs/supervision.md
+say "the ladder in docs/supervision.md is written"

@@ -43,7 +43,10 @@ gate_docker() {
   hadolint docker/Dockerfile.*
 }
 
-gate_docs() { python -m heqis_ros.param_docs --compare docs/parameters.md; }
+gate_docs() {
+  python -m heqis_ros.param_docs --compare docs/parameters.md
+  python -m heqis_supervisor.ladder_docs --compare docs/supervision.md
+}
 
 # The shipped parameter files hold nothing that a node would refuse.
 gate_config() {

@@ -59,6 +59,7 @@ setup(
             'demo = heqis_bringup.demo:register',
             'doctor = heqis_bringup.doctor:register',
             'keys = heqis_bringup.keys:register',
+            'kill-switch = heqis_bringup.kill_switch:register',
             'up = heqis_bringup.up:register',
         ],
         'heqis.bundle': [

@@ -23,6 +23,7 @@ from heqis_core.errors import ConfigError
 from heqis_core.io.journal import Journal
 from heqis_core.io.ort_engine import OrtEngine, open_engine
 from heqis_core.source import Source, SourceConfig, open_source
+from heqis_supervisor.bounds import Bounds, load_risk_rules
 from heqis_supervisor.risk_gate import EventClock, GateState, judge
 
 COMMIT_FRAMES = 256
@@ -30,6 +31,7 @@ _EXAMPLES = """examples:
   heqis batch --data prices/ --bundle output/bundles/ID
   heqis batch --symbols 8 --seed 7 --limit 2000 --bundle output/bundles/ID --json
   heqis batch --data prices/ --bundle output/bundles/ID --journal batch.sqlite
+  heqis batch --data prices/ --bundle output/bundles/ID --risk config/risk.yaml
 """
 
 
@@ -55,6 +57,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help='event times to simulate, with those of the training',
     )
     add('--stream', default='daily', help="name in the decisions' keys; default %(default)s")
+    add('--risk', metavar='FILE', type=Path, help='risk rules, like config/risk.yaml')
     add('--journal', metavar='FILE', type=Path, help='keep the decisions in a journal')
     add('--json', action='store_true', help='end with one line of JSON')
     parser.set_defaults(func=run)
@@ -63,6 +66,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Decide, print a summary; return 0."""
     console = Console(highlight=False, stderr=args.json)
+    bounds = Bounds(load_risk_rules(args.risk or ''))
     bundle = Bundle.load(args.bundle)
     bundle.verify_golden(OrtEngine)
     source = _source(args, bundle.spec.channels)
@@ -71,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('deciding', total=source.total)
         for decisions in decide_all(bundle, source, open_engine, stream=args.stream):
-            made.append(judge(decisions, clock.now_ns(decisions), gate))
+            fresh = judge(decisions, clock.now_ns(decisions), gate)
+            made.append(bounds.judge(fresh))
+            bounds.settle(durable=True)
             progress.advance(task)
     if args.journal is not None:
         _keep(args.journal, made)
@@ -120,15 +126,16 @@ def _result(
         'actions': dict(actions),
         'not_judged': _reasons(made),
         'never_judged': _never_judged(made),
+        'refused': _refused(made),
         'signals_digest': signals_digest(lambda: made),
     }
 
 
 def _reasons(made: list[Decisions]) -> dict[str, int]:
-    """Return how many decisions are NONE, by each reason that they give."""
+    """Return how many decisions were NONE before the gate, by each reason that they give."""
     found: Counter[str] = Counter()
     for decisions in made:
-        none = decisions.action == Action.NONE
+        none = (decisions.action == Action.NONE) & ~decisions.is_refused()
         for value, count in zip(
             *np.unique(decisions.reasons[none], return_counts=True), strict=True
         ):
@@ -136,11 +143,19 @@ def _reasons(made: list[Decisions]) -> dict[str, int]:
     return dict(found)
 
 
+def _refused(made: list[Decisions]) -> dict[str, int]:
+    """Return how many signals the gate refused, by its reason."""
+    found: Counter[str] = Counter()
+    for decisions in made:
+        found.update(decisions.refusals())
+    return dict(found)
+
+
 def _never_judged(made: list[Decisions]) -> list[str]:
-    """Return the symbols of which every decision is NONE, as of one with too sparse bars."""
+    """Return the symbols that the strategy never answered, as of one with too sparse bars."""
     if not made:
         return []
-    judged = np.any([d.action != Action.NONE for d in made], axis=0)
+    judged = np.any([(d.action != Action.NONE) | d.is_refused() for d in made], axis=0)
     return [name for name, ever in zip(made[0].symbols, judged, strict=True) if not ever]
 
 
@@ -152,6 +167,7 @@ def _summary(result: dict[str, Any]) -> Table:
         'bars refused': result['bars_rejected'],
         'decisions': ', '.join(f'{n} {name}' for name, n in result['actions'].items()),
         'not judged': ', '.join(f'{name} {n}' for name, n in result['not_judged'].items()),
+        'refused': ', '.join(f'{name} {n}' for name, n in result['refused'].items()),
     }
     if result['never_judged']:
         rows['never judged'] = (

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
-from heqis_bringup.ament import find_share
+from heqis_bringup.ros_env import join_local_graph
 from heqis_core.errors import ConfigError
 
 SWAPPED, REFUSED = 0, 1
@@ -53,11 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError('give either a bundle folder, or --roll-back')
     if not args.node.startswith('/'):
         raise ConfigError(f'--node {args.node}: expected a full name such as /heqis/compute')
-    # As launch/*.yaml: the nodes of this machine are found.
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')
-    profile = find_share('heqis_bringup') / 'config' / 'fastdds.xml'
-    os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(profile))
+    join_local_graph()
     try:
         from heqis_bringup.swap_node import call_swap
     except ImportError as error:

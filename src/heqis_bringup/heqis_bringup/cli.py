@@ -27,6 +27,7 @@ OFFERED_BY = {
     'chaos': ('heqis_bringup', 'inject faults into a real graph and measure what comes of each'),
     'doctor': ('heqis_bringup', 'say what is installed, what would be used, what is missing'),
     'keys': ('heqis_bringup', 'make the CURVE key pair of a board'),
+    'kill-switch': ('heqis_bringup', 'stop every signal at once, or let them go out again'),
     'batch': ('heqis_bringup', 'the decisions of a bundle on a data set, without any graph'),
     'bundle': ('heqis_core', 'sign, verify, show, compare, pack and swap bundles'),
     'journal': ('heqis_core', 'show, export and check the journal of signals and events'),

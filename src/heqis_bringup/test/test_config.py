@@ -56,7 +56,7 @@ def written(process: str) -> dict[str, dict[str, object]]:
 
 def test_every_parameter_file_belongs_to_a_process() -> None:
     names = {path.stem for path in CONFIG.glob('*.yaml') if '.' not in path.stem}
-    assert names == {*NODES_OF, 'graph', 'resets'}
+    assert names == {*NODES_OF, 'graph', 'resets', 'risk'}
 
 
 @pytest.mark.parametrize('process', NODES_OF)

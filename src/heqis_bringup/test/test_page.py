@@ -178,6 +178,31 @@ def test_tables_name_every_node_and_stage(page: Watched) -> None:
         page.page.screenshot(path=PICTURE, full_page=True)
 
 
+def test_a_person_stops_every_signal_on_the_page_and_lets_them_out_again(
+    page: Watched, run: Run
+) -> None:
+    press(page, '#kill-on', 'stop all signals', 'smoke')
+    wait_until(lambda: 'every signal is refused (engaged by service' in banner(page), 10, 'it')
+    assert ': smoke' in page.page.inner_text('#kill')
+    wait_until(lambda: 'kill_switch' in marks_text(page), 30, 'refused signals are on the chart')
+    press(page, '#kill-off', 'let signals out', 'no smoke')
+    wait_until(lambda: all_is_well(page), 10, banner(page))
+    with Journal.open(run.folder / 'journal.db', read_only=True) as journal:
+        told = [event.text for event in journal.events() if event.kind == 'kill_switch']
+    assert [text.partition(' by ')[0] for text in told] == ['engaged', 'cleared']
+
+
+def press(page: Watched, button: str, confirm: str, reason: str) -> None:
+    page.page.click(button)
+    page.page.fill('#ask input', reason)
+    page.page.click(f'#ask button >> text={confirm}')
+    wait_until(lambda: page.page.locator('#ask').count() == 0, 10, 'it is done')
+
+
+def marks_text(page: Watched) -> str:
+    return ' '.join(page.chart('chart.data.slice(2).flatMap(t => t.text)'))
+
+
 def test_a_killed_compute_process_shows_within_two_seconds(page: Watched, run: Run) -> None:
     run.kill('heqis_compute', 'compute')
     killed_s = time.monotonic()

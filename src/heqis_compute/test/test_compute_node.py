@@ -208,6 +208,12 @@ def test_frames_are_answered_only_while_a_supervisor_is_heard(bundle):
         graph.spin_until(
             lambda: node.vitals.counters().get('holding') == 1, what='the supervisor is silent'
         )
+        gateway.send(graph, range(20, 30))
+        for _ in range(10):
+            gateway.step(graph)
+        assert len(gateway.got) == 20, 'no decision while nobody watches'
+        beat.create_timer(0.05, lambda: pub.publish(Heartbeat(process='supervisor')))
+        gateway.receive(graph, 30)
 
 
 def test_while_output_is_held_frames_that_come_again_and_again_fill_no_queue(bundle):

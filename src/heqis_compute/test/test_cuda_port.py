@@ -81,15 +81,22 @@ def test_too_large_an_allocation_is_an_error_that_names_the_call(
         cuda.malloc(11)
 
 
-def test_memory_that_is_freed_twice_is_an_error_by_bindings(
-    monkeypatch: pytest.MonkeyPatch,
+def test_memory_that_is_freed_twice_is_an_error_that_names_the_call(
+    machine: tuple[FakeGpu, Cuda],
 ) -> None:
-    install(monkeypatch, FakeGpu(), 'cuda-bindings')
-    cuda = open_bindings()
-    address = cuda.malloc(8)
-    cuda.free(address)
-    with pytest.raises(EngineError, match='cudaFree failed: error 1, invalid argument'):
+    _, cuda = machine
+    with cuda.current():
+        address = cuda.malloc(8)
         cuda.free(address)
+        with pytest.raises(EngineError, match=r'(cudaFree|Allocation\.free) failed: .*invalid'):
+            cuda.free(address)
+
+
+def test_streams_do_not_wait_for_the_default_one(machine: tuple[FakeGpu, Cuda]) -> None:
+    gpu, cuda = machine
+    with cuda.current():
+        assert cuda.stream() in gpu.streams
+    assert not gpu.blocking
 
 
 def bindings(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeGpu, Cuda]:

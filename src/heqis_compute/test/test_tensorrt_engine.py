@@ -319,12 +319,26 @@ def test_the_timing_cache_reaches_the_next_build_and_a_damaged_one_does_not(orin
     write_model(orin.model, seed=4)
     orin.load().close()
     (path,) = orin.cache.glob('*.timing')
-    for damaged in (b'rubbish', b'timing of another GPU'):
+    for damaged in (b'rubbish', b'timing of another GPU', b'unreadable'):
         path.write_bytes(damaged)
         write_model(orin.model, seed=5 + len(damaged))
         orin.load().close()
-    assert orin.trt.timings == [b'', b'timing Orin', b'', b'']
+    assert orin.trt.timings == [b'', b'timing Orin', b'', b'', b'']
     assert path.read_bytes() == b'timing Orin'
+
+
+def test_a_timing_cache_that_cannot_be_read_is_no_reason_of_a_build_that_fails(
+    orin: Board,
+) -> None:
+    orin.version = '8.6'
+    orin.boot()
+    orin.load().close()
+    (path,) = orin.cache.glob('*.timing')
+    path.write_bytes(b'unreadable')
+    write_int8(orin.model)  # without the flag for int8
+    with pytest.raises(EngineError, match='cannot build it in fp32') as error:
+        orin.load()
+    assert 'timing cache' not in str(error.value)
 
 
 # ---- running ------------------------------------------------------------------------------------

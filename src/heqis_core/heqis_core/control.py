@@ -179,6 +179,18 @@ class KillSilent(msgspec.Struct, frozen=True, tag='kill_silent', tag_field='kind
     silent_ms: int
 
 
+class Reboot(msgspec.Struct, frozen=True, tag='reboot', tag_field='kind'):
+    """Supervisor to agent: reboot the board in good order, by the command of its parameters.
+
+    Attributes:
+        id: names this command; its result carries the same.
+        boot_id: only while the board has this boot identity.
+    """
+
+    id: int
+    boot_id: str
+
+
 class Result(msgspec.Struct, frozen=True, tag='result', tag_field='kind'):
     """Agent to supervisor: what became of a command.
 
@@ -208,7 +220,7 @@ class Overview(msgspec.Struct, frozen=True, tag='overview', tag_field='kind'):
 
 
 FromAgent = Union[Hello, Beats, Result]  # noqa: UP007 -- a value, and Python 3.10 reads it too
-FromSupervisor = Union[Transit, Kill, KillSilent, Overview]  # noqa: UP007
+FromSupervisor = Union[Transit, Kill, KillSilent, Reboot, Overview]  # noqa: UP007
 
 _HEAD = bytes([CONTROL_VERSION])
 _ENCODER = msgspec.msgpack.Encoder()

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from heqis_core.bars import BarStatus
 from heqis_core.bundle import Bundle
-from heqis_core.decision import Decisions, Predictions, Reason
+from heqis_core.decision import Action, Decisions, Predictions, Reason
 from heqis_core.engine import Engine, TiledEngine, Workers
 from heqis_core.frame import FeatureFrame, Stage, stamp
 from heqis_core.jit import one_layout, strict_njit
 from heqis_core.manifest import ENSEMBLE
-from heqis_core.strategy import StrategyConfig, decide
+from heqis_core.market_facts import MarketFact
+from heqis_core.strategy import StrategyConfig, Verdict, decide
 from heqis_core.windows import Windows
 
 # Plain numbers: numpy is slow with enums, and this is done for every frame.
@@ -29,6 +30,13 @@ _REASON_OF_STATUS[BarStatus.NO_BAR] = Reason.NO_BAR
 _REASON_OF_STATUS[BarStatus.SUSPENDED] = Reason.SUSPENDED
 _REASON_OF_STATUS[BarStatus.REJECTED] = Reason.REJECTED
 _REASON_OF_STATUS[BarStatus.WARMING] = Reason.WARMING
+_REASON_OF_FACTS = np.zeros(256, np.uint32)
+for _fact, _reason in (
+    (MarketFact.AT_LIMIT_UP, Reason.AT_LIMIT_UP),
+    (MarketFact.AT_LIMIT_DOWN, Reason.AT_LIMIT_DOWN),
+):
+    _REASON_OF_FACTS[np.arange(256) & _fact != 0] |= np.uint32(_reason)
+_NONE = int(Action.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +187,7 @@ class Decider:
         stamp(stamps, Stage.INFERRED)
         best = self._served_index
         verdict = decide(self._strategy, probabilities[best], log_return[best], reasons)
+        _add_facts(frame, verdict)
         decisions = Decisions(
             frame.stream,
             frame.epoch,
@@ -270,3 +279,11 @@ def _mean_of(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _status(frame: FeatureFrame) -> npt.NDArray[np.uint8]:
     return cast('npt.NDArray[np.uint8]', frame.tensors['status'])
+
+
+def _add_facts(frame: FeatureFrame, verdict: Verdict) -> None:
+    """Add what is known of the market to the reasons, in place; a NONE gives its own alone."""
+    facts = cast('npt.NDArray[np.uint8] | None', frame.tensors.get('market'))
+    if facts is not None:
+        said = np.where(verdict.action == _NONE, np.uint32(0), _REASON_OF_FACTS[facts])
+        np.bitwise_or(verdict.reasons, said, out=verdict.reasons)

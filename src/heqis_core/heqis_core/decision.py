@@ -50,15 +50,42 @@ class Reason(IntFlag):
     BOARD_AWAY = 1 << 12
     """The compute board of this symbol did not answer in time, or by another bundle than the rest
     of its frame."""
+    AT_LIMIT_UP = 1 << 13
+    """The bar ended at the upper price limit of its day: a fact, whatever the action is."""
+    AT_LIMIT_DOWN = 1 << 14
+    """The bar ended at the lower price limit of its day."""
+    PRICE_LIMIT = 1 << 15
+    """A BUY at the upper limit, or a SELL at the lower one: it could not be filled."""
+    BLOCKED = 1 << 16
+    """A BUY of a symbol that the risk rules block, or do not name in `only`."""
+    MAX_POSITIONS = 1 << 17
+    """A BUY that would open more positions than the risk rules allow at once."""
+    MAX_BUYS = 1 << 18
+    """A BUY beyond the best of its frame that the risk rules allow."""
+    MAX_SIGNALS = 1 << 19
+    """A BUY beyond the signals that the risk rules allow in a minute or a day."""
 
 
-REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH
+BOUNDS = Reason.BLOCKED | Reason.MAX_POSITIONS | Reason.MAX_BUYS | Reason.MAX_SIGNALS
+"""Reasons that come of the risk rules; they refuse a BUY, never a SELL."""
+
+REFUSALS = Reason.STALE | Reason.HELD | Reason.KILL_SWITCH | Reason.PRICE_LIMIT | BOUNDS
 """Reasons by which the risk gate turns a signal into NONE."""
 
 
 def reason_names(bits: int) -> tuple[str, ...]:
     """Return the lower-case names of the set bits, lowest bit first."""
     return tuple(reason.name.lower() for reason in Reason if bits & reason and reason.name)
+
+
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_REFUSAL_BITS = np.uint32(int(REFUSALS))
+_REFUSAL_OF = [
+    (name, np.uint32(1 << bit))
+    for bit in range(32)
+    for name in reason_names(int(REFUSALS) & 1 << bit)
+]
+_NONE = np.uint8(int(Action.NONE))
 
 
 COLUMNS = (
@@ -129,13 +156,29 @@ class Decisions:
         )
         return sum(column.nbytes for column in columns) + _OBJECTS_BYTES
 
-    def refuse(self, where: npt.NDArray[np.bool_], reason: Reason) -> Decisions:
-        """Return a copy in which the signals at `where` are NONE for `reason`."""
+    def is_refused(self) -> npt.NDArray[np.bool_]:
+        """Return bool (S,): which decisions were signals until the risk gate refused them."""
+        hit = ((self.reasons & _REFUSAL_BITS) != 0) & (self.action == _NONE)
+        return np.asarray(hit, np.bool_)
+
+    def refusals(self) -> dict[str, int]:
+        """Return how many decisions the risk gate refused, by the name of its reason."""
+        refused = self.is_refused()
+        if not refused.any():
+            return {}
+        said = self.reasons[refused]
+        counts = {name: int(np.count_nonzero(said & bit)) for name, bit in _REFUSAL_OF}
+        return {name: n for name, n in counts.items() if n}
+
+    def refuse(
+        self, where: npt.NDArray[np.bool_], reason: Reason | npt.NDArray[np.uint32]
+    ) -> Decisions:
+        """Return a copy in which the signals at `where` are NONE for a reason, or each for its."""
         hit = where & self.is_signal()
         return replace(
             self,
             action=np.where(hit, np.uint8(Action.NONE), self.action),
-            reasons=np.where(hit, self.reasons | np.uint32(reason), self.reasons),
+            reasons=np.where(hit, self.reasons | np.asarray(reason, np.uint32), self.reasons),
             target_position=np.where(hit, np.float32(np.nan), self.target_position),
         )
 

@@ -114,9 +114,10 @@ def place(tensors: Mapping[str, Array]) -> tuple[tuple[Tensor, ...], int]:
 
 
 def check_tensors(
-    tensors: Sequence[Tensor], symbols: Sequence[str], body_length: int, required: Required
+    tensors: Sequence[Tensor], symbols: Sequence[str], body_length: int, form: Form
 ) -> None:
-    """Raise WireError unless all tensors lie in the body and the required ones are as expected."""
+    """Raise WireError unless all tensors lie in the body and those of the form are as expected."""
+    required = form.required
     n = len(symbols)
     if n == 0 or len(set(symbols)) != n or '' in symbols:
         raise WireError(
@@ -126,7 +127,7 @@ def check_tensors(
         raise WireError(f'tensors: {len(tensors)} entries, allowed are {MAX_TENSORS}')
     end = STAMP_BYTES
     for t in tensors:
-        dtype, expected = t.dtype, required.get(t.name)
+        dtype, expected = t.dtype, required.get(t.name) or form.optional.get(t.name)
         if not 1 <= len(t.shape) <= MAX_RANK or t.shape[0] != n or min(t.shape) < 1:
             raise WireError(
                 f'tensor {t.name!r}: shape {t.shape}, expected {n} (symbols) as its first axis, '
@@ -202,11 +203,12 @@ class Draft:
 
 
 class Form(NamedTuple):
-    """What the messages of one type must have: tensors, and which one of them holds codes."""
+    """What the messages of one type have: tensors, and which one of them holds codes."""
 
     required: Required
     codes: str
     highest: int
+    optional: Required
 
 
 class Layout:
@@ -252,7 +254,7 @@ class Layout:
         """Check what the descriptor says and note where the tensors lie. Raises WireError."""
         if self.n_stamps != N_STAGES:
             raise WireError(f'{self.n_stamps} stage stamps, expected {N_STAGES}')
-        check_tensors(tensors, symbols, self.size - self.body, form.required)
+        check_tensors(tensors, symbols, self.size - self.body, form)
         self.strings, self.symbols, self.required = strings, symbols, tuple(form.required)
         self.plan = tuple((t.name, t.shape, t.dtype, self.body + t.offset) for t in tensors)
         places = {name: at for name, _, _, at in self.plan}

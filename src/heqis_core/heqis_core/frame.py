@@ -62,7 +62,7 @@ class FeatureFrame:
         symbols: S names.
         tensors: named arrays, first axis S. Always there: `features` float32 (S, F), `status`
             uint8 (S,) `BarStatus` codes, `close` float64 (S,) last raw close (NaN where there is
-            none).
+            none). Where price limits are known: `market` uint8 (S,), bits of `MarketFact`.
         stamps: int64 (N_STAGES,).
     """
 

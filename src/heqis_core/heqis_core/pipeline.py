@@ -22,6 +22,7 @@ from heqis_core.errors import DataError
 from heqis_core.features.spec import FeatureSpec
 from heqis_core.features.state import FeatureState
 from heqis_core.frame import Stage, new_stamps, stamp
+from heqis_core.market_facts import limit_places, market_facts
 from heqis_core.scaler import Scaler
 from heqis_core.windows import Windows
 
@@ -74,6 +75,7 @@ class FeaturePipeline:
         self.symbols = tuple(symbols)
         self._steps: deque[_Step] = deque(maxlen=amendable)
         self._channels = tuple(channels)
+        self._limits = limit_places(self._channels)
         self._state = FeatureState(spec, len(self.symbols), self._channels)
         self._scaler = scaler
         self._workers = Workers(threads)
@@ -93,6 +95,7 @@ class FeaturePipeline:
     ) -> Arrays:
         """Return the tensors of frame `seq`: `features` (S, F+K), `status` (S,), `close` (S,).
 
+        `market` (S,) joins them where the channels hold the price limits of the day.
         A symbol is VALID only if each of its features is finite; a clean bar without that is
         WARMING.
 
@@ -118,8 +121,15 @@ class FeaturePipeline:
             ready = self._encode(seq, features, ready)
         status = block.status.copy()
         status[clean & ~ready] = _WARMING
+        tensors: Arrays = {
+            'features': features,
+            'status': status,
+            'close': block.values[CLOSE].copy(),
+        }
+        if self._limits is not None:
+            tensors['market'] = market_facts(block, self._limits)
         stamp(stamps, Stage.ENCODED)
-        return {'features': features, 'status': status, 'close': block.values[CLOSE].copy()}
+        return tensors
 
     def amend(self, block: BarBlock) -> bool:
         """Correct a block that was stepped, for the sake of what comes after it.

@@ -348,9 +348,13 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def file_source(config: SourceConfig) -> TableSource:
-    """Load the bars of `config.path`; the counts are those of what cleaning refused."""
+    """Load the bars of `config.path`; the counts are those of what cleaning refused.
+
+    The price limits of the days are taken along where the files have them.
+    """
     # Here, not above: a gateway that only simulates imports no file readers.
     from heqis_core.io.files import load_bars
+    from heqis_core.market_facts import LIMIT_CHANNELS
 
     table, report = load_bars(
         config.path,
@@ -359,6 +363,7 @@ def file_source(config: SourceConfig) -> TableSource:
         min_rows=config.min_rows,
         quarantine=Path(config.quarantine) if config.quarantine else None,
         channels=config.channels,
+        optional_channels=LIMIT_CHANNELS,
     )
     unread = {f'unread_{name}': n for name, n in report.unread.items() if n}
     return TableSource(_part(table, config), report.counts | unread)

@@ -47,6 +47,7 @@ _FRAME_TENSORS: Required = {
     'status': ('<u1', ()),
     'close': ('<f8', ()),
 }
+_OPTIONAL_TENSORS: Required = {'market': ('<u1', ())}
 _DECISION_TENSORS: Required = {
     'action': ('<u1', ()),
     'reasons': ('<u4', ()),
@@ -90,8 +91,8 @@ _DESCRIPTORS: dict[MessageType, Any] = {
 }
 _DECODERS = {kind: msgspec.msgpack.Decoder(form) for kind, form in _DESCRIPTORS.items()}
 _FORMS = {
-    MessageType.FRAME: Form(_FRAME_TENSORS, 'status', int(max(BarStatus))),
-    MessageType.DECISIONS: Form(_DECISION_TENSORS, 'action', int(max(Action))),
+    MessageType.FRAME: Form(_FRAME_TENSORS, 'status', int(max(BarStatus)), _OPTIONAL_TENSORS),
+    MessageType.DECISIONS: Form(_DECISION_TENSORS, 'action', int(max(Action)), {}),
 }
 
 
@@ -106,7 +107,7 @@ class _Cached:
         tensors: Mapping[str, Array],
     ) -> None:
         placed, length = place(tensors)
-        check_tensors(placed, symbols, length, _FORMS[kind].required)
+        check_tensors(placed, symbols, length, _FORMS[kind])
         descriptor = _encode(_DESCRIPTORS[kind](*strings, symbols, placed))
         self.draft = draft = Draft(kind, descriptor, length, N_STAGES)
         self._symbols, self._strings, self._names = symbols, strings, tuple(tensors)

@@ -19,6 +19,7 @@ from heqis_core.control import (
     NodeState,
     Overview,
     ProcessBeat,
+    Reboot,
     Result,
     Transit,
     Transition,
@@ -47,6 +48,7 @@ FROM_SUPERVISOR = [
     Transit(3, '/heqis/compute', Transition.CONFIGURE, 60_000),
     Kill(4, 'compute', 41, 5, 'b', 77),
     KillSilent(5, 'compute', 15_000),
+    Reboot(6, 'boot 1'),
     Overview(BEAT),
 ]
 

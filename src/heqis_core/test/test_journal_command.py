@@ -92,6 +92,21 @@ def test_frames_events_and_resets(path: Path, frames, capsys) -> None:
     assert shown(capsys, path, 'events', '--since', '2023-01-01T00:00')[0]['kind'] == 'reset_done'
 
 
+def test_holdings_are_what_was_bought_and_not_sold(path: Path, frames, capsys) -> None:
+    last: dict[str, int] = {}
+    for item in frames:
+        for symbol, action in zip(item.symbols, item.action, strict=True):
+            if action >= Action.BUY:
+                last[symbol] = action
+    rows = shown(capsys, path, 'holdings')
+    assert sorted(row['symbol'] for row in rows) == sorted(
+        symbol for symbol, action in last.items() if action == Action.BUY
+    )
+    assert [row['since'] for row in rows] == sorted(row['since'] for row in rows)
+    assert shown(capsys, path, 'holdings', '--symbol', rows[0]['symbol']) == rows[:1]
+    assert shown(capsys, path, 'holdings', '--since', '2030-01-01') == []
+
+
 def test_the_table_is_for_people_and_text_is_no_markup(path: Path, capsys) -> None:
     assert run('show', path, 'events') == 0
     said = capsys.readouterr().out

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dashboard node: listens to the graph, catches up from gateway and journal, serves the page.
 
-It only looks on. Its subscriptions are best effort, so that no publisher ever waits for it, and
-what they lose comes from the gateway's history of bars and from the journal, once a second.
+It looks on, and works the kill switch for a person where `actions` lets it. Its subscriptions are
+best effort, so that no publisher ever waits for it, and what they lose comes from the gateway's
+history of bars and from the journal, once a second.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -18,8 +20,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from diagnostic_msgs.msg import DiagnosticArray
 
-from heqis_core.errors import ConfigError, WireError
+from heqis_core.errors import ConfigError, HeqisError, WireError
 from heqis_core.graph_state import GraphState
+from heqis_core.hosts import is_loopback
 from heqis_dashboard import server
 from heqis_dashboard.bell import Bell
 from heqis_dashboard.chart import Style
@@ -30,7 +33,7 @@ from heqis_dashboard.page import draw, make_app
 from heqis_dashboard.params import DASHBOARD
 from heqis_dashboard.views import Sources
 from heqis_msgs.msg import BarBlock, Decisions, Event, Heartbeat
-from heqis_msgs.srv import MissedBars
+from heqis_msgs.srv import KillSwitch, MissedBars
 from heqis_ros import qos
 from heqis_ros.convert import msg_to_block, msg_to_decisions
 from heqis_ros.graph_ears import GraphEars
@@ -42,6 +45,9 @@ LISTEN_S = 0.04
 """Time between two looks at what came: what makes a page wait, and what bounds the work."""
 CATCH_UP_S = 1.0
 ANSWER_S = 2.0
+SWITCH_S = 5.0
+"""The gate answers when its journal has it, or says after 2 s that it has not."""
+SWITCH_POLL_S = 0.02
 REPORT_S = 0.5
 NICE = 10
 """Who looks on must not slow what he looks at: the graph's processes go first."""
@@ -80,8 +86,11 @@ class DashboardNode(ManagedNode):
             on_failure=self._on_page_failure,
             draw=draw,
         )
-        app = make_app(self._data, server.allowed_hosts(params.host))
+        acts = {'always': True, 'never': False}.get(params.actions, is_loopback(params.host))
+        hosts = server.allowed_hosts(params.host)
+        app = make_app(self._data, hosts, self._work_kill_switch if acts else None)
         self._listen_to_topics()
+        self._switch_client = self.client(KillSwitch, 'risk_gate/kill_switch')
         self._bars_client = self.client(MissedBars, 'gateway/missed_bars')
         self.timer(REPORT_S, self._report)
         self.worker('ears', lambda stop: self._listen(stop, bell))
@@ -200,6 +209,30 @@ class DashboardNode(ManagedNode):
                 return None
         self._bars_problem = ''
         return future.result()
+
+    # --- the web server's thread ---
+
+    async def _work_kill_switch(self, engage: bool, reason: str) -> tuple[bool, str]:
+        client = self._switch_client
+        if not client.service_is_ready():
+            raise HeqisError(
+                'the risk gate is not there; make the file run/KILL on the gateway board (its '
+                'parameter kill_file): it counts as soon as the gate is back'
+            )
+        future = client.call_async(KillSwitch.Request(engage=engage, reason=reason))
+        deadline_s = time.monotonic() + SWITCH_S
+        while not future.done():
+            if time.monotonic() > deadline_s:
+                client.remove_pending_request(future)
+                raise HeqisError(
+                    f'the risk gate has not answered within {SWITCH_S:g} s, and may still do it; '
+                    'see what the page says of it, or make the file run/KILL on the gateway board'
+                )
+            await asyncio.sleep(SWITCH_POLL_S)
+        answer = future.result()
+        self.count('kill_switch_calls')
+        self.get_logger().warning(f'kill switch, {reason}: {answer.message}')
+        return answer.engaged, answer.message
 
     # --- what is said ---
 

@@ -29,6 +29,7 @@ from heqis_dashboard.views import (
     Sources,
     event_rows,
     flow_rows,
+    kill_switch,
     latency_rows,
     market_text,
     node_rows,
@@ -118,6 +119,7 @@ class PageData:
             self._parts_s = now_s
             rows: dict[str, Rows] = {
                 'banner': notices(self.state, self.sources(), now_s),
+                'kill': [kill_switch(self.state, now_s)],
                 'signals': signal_rows(self.feed.signals(SIGNALS_SHOWN), self.style.zone),
                 'nodes': node_rows(self.state, now_s),
                 'flow': flow_rows(self.state),

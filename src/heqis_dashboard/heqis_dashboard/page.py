@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Dash app: its layout, and the callback that lives as long as a page is open.
 
-Everything is served from this machine. Nothing on the page changes anything in the graph.
+Everything is served from this machine. The page looks on; what a person may change with it, where
+that is allowed, is the kill switch (`actions`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from plotly.io.json import to_json_plotly
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from heqis_dashboard.actions import Act, add_kill_switch
 from heqis_dashboard.chart import Style, blank_figure
 from heqis_dashboard.live import Live, PageData, Rows
 from heqis_dashboard.views import Notice, Row
@@ -45,10 +47,18 @@ MEANINGS = {
 """What a heading means, shown when one points at it."""
 
 
-def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
-    """Return the app of one node; `hosts` are the Host headers that are answered."""
+def make_app(data: PageData, hosts: Sequence[str], act: Act | None = None) -> Dash:
+    """Return the app of one node.
+
+    Args:
+        data: what its pages show.
+        hosts: Host headers that are answered; `*` is any.
+        act: works the kill switch; None for a page that only looks on.
+    """
     # No pages of FastAPI's own: they would load scripts from elsewhere.
     server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    if act is not None:
+        add_kill_switch(server, act, hosts)
     app = Dash(
         'heqis_dashboard',
         server=server,
@@ -62,7 +72,7 @@ def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
     )
     # Added last, so asked first.
     server.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.layout = lambda: layout(data.title, data.style)
+    app.layout = lambda: layout(data.title, data.style, act is not None)
 
     async def live() -> None:
         await Live(data, ctx.websocket).run()
@@ -76,8 +86,13 @@ def make_app(data: PageData, hosts: Sequence[str]) -> Dash:
     return app
 
 
-def layout(title: str, style: Style) -> html.Div:
-    """Return the page before anything is known."""
+def layout(title: str, style: Style, acts: bool) -> html.Div:
+    """Return the page before anything is known, with buttons if it acts."""
+    # assets/heqis.js asks for a reason and sends it.
+    buttons = [
+        html.Button('stop all signals …', id='kill-on'),
+        html.Button('let signals out again …', id='kill-off'),
+    ]
     return html.Div(
         [
             html.Header(
@@ -89,6 +104,9 @@ def layout(title: str, style: Style) -> html.Div:
                 ]
             ),
             html.Div(html.P('connecting…', className='info'), id='banner', role='status'),
+            html.Div(
+                [html.Div(id='kill', role='status'), *(buttons if acts else [])], id='switch'
+            ),
             html.Main(
                 [
                     html.Section(
@@ -146,8 +164,8 @@ def _last_cell(row: Row) -> Any:
 
 
 def draw(name: str, rows: Rows) -> Any:
-    """Return the banner or a table as the plain data that the browser gets, ready to be sent."""
-    if name == 'banner':
+    """Return notices or a table as the plain data that the browser gets, ready to be sent."""
+    if name in ('banner', 'kill'):
         drawn = banner(cast('Sequence[Notice]', rows))
     else:
         drawn = table(name, cast('Sequence[Row]', rows))

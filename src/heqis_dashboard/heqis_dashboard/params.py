@@ -29,6 +29,13 @@ DASHBOARD = ParamTable(
             'Serve the page off loopback, without a password and unencrypted.',
         ),
         Param(
+            'actions',
+            str,
+            'loopback',
+            'Where the page may engage and clear the kill switch: on loopback, always, never.',
+            choices=('loopback', 'always', 'never'),
+        ),
+        Param(
             'journal',
             str,
             '',

@@ -91,8 +91,8 @@ def _of_the_graph(nodes: list[NodeView], sources: Sources, now_s: float) -> Iter
 
 def _of_output(state: GraphState) -> Iterable[Notice]:
     if state.total('kill_switch', 'risk_gate'):
-        told = [e.text for e in list(state.events) if e.kind == 'kill_switch']
-        said = f' ({told[-1]})' if told else ''
+        said = _of_kill_switch(state)
+        said = f' ({said})' if said else ''
         yield Notice(Level.ERROR, f'the kill switch is engaged: every signal is refused{said}')
     if state.hold or state.total('hold', 'risk_gate'):
         yield Notice(Level.ERROR, 'output is held: the supervisor says so')
@@ -100,6 +100,25 @@ def _of_output(state: GraphState) -> Iterable[Notice]:
         yield Notice(Level.ERROR, 'output is held: the compute board hears no supervisor')
     if state.stream_done():
         yield Notice(Level.INFO, 'the source has ended, and every frame is durable')
+
+
+def kill_switch(state: GraphState, now_s: float) -> Notice:
+    """Return whether the kill switch is engaged, by whom, since when and why."""
+    gate = state.nodes.get('risk_gate')
+    if gate is None or gate.state_name(now_s, SILENT_S) == 'lost':
+        return Notice(Level.WARN, 'kill switch: not known, the risk gate is not heard')
+    if not gate.counters.get('kill_switch'):
+        return Notice(Level.INFO, 'kill switch: not engaged')
+    return Notice(Level.ERROR, f'kill switch: {_of_kill_switch(state) or "engaged"}')
+
+
+def _of_kill_switch(state: GraphState) -> str:
+    # What the gate says now; the last event of an earlier gate, or of one that has failed.
+    info = state.nodes['risk_gate'].info
+    if info.startswith('kill switch engaged'):
+        return info.removeprefix('kill switch ')
+    told = [event.text for event in list(state.events) if event.kind == 'kill_switch']
+    return told[-1] if told else ''
 
 
 def _of_node(node: NodeView, now_s: float) -> Notice:

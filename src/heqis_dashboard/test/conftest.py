@@ -12,6 +12,7 @@ import pytest
 
 from heqis_core.graph_state import GraphState
 from heqis_dashboard import server
+from heqis_dashboard.actions import Act
 from heqis_dashboard.bell import Bell
 from heqis_dashboard.chart import Style
 from heqis_dashboard.feed import Feed
@@ -45,12 +46,12 @@ def data(failures: list[BaseException]) -> PageData:
 class Served:
     """The page, served by a thread on a free port of loopback; can be served again."""
 
-    def __init__(self, data: PageData, host: str = '127.0.0.1') -> None:
+    def __init__(self, data: PageData, host: str = '127.0.0.1', act: Act | None = None) -> None:
         self.data = data
         self.socket = server.bind(host, 0, trusted_network=False)
         self.url = server.address_of(self.socket)
         self.port: int = self.socket.getsockname()[1]
-        self.app = make_app(data, server.allowed_hosts(host)).server
+        self.app = make_app(data, server.allowed_hosts(host), act).server
         self.error: BaseException | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread()
@@ -81,8 +82,8 @@ def serve(data: PageData) -> Iterator[Callable[..., Served]]:
     """Return a function that serves the page, ended after the test whatever happens."""
     pages: list[Served] = []
 
-    def serve(host: str = '127.0.0.1') -> Served:
-        pages.append(Served(data, host))
+    def serve(host: str = '127.0.0.1', act: Act | None = None) -> Served:
+        pages.append(Served(data, host, act))
         pages[-1].start()
         return pages[-1]
 

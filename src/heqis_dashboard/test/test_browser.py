@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from heqis_core.control import Event, Level
@@ -176,3 +177,100 @@ def test_the_chart_has_its_height_in_any_window_and_without_any_signal(
         '() => { const m = document.querySelector("#market");'
         ' return m.scrollHeight <= m.clientHeight }'
     )
+
+
+# --- the kill switch ---
+
+
+class Gate:
+    """Whom the buttons reach: as the risk gate does, it says in the page's state what it did."""
+
+    def __init__(self, data: PageData) -> None:
+        self.data, self.stuck = data, ''
+        self.reasons: list[str] = []
+        self.beats = 0
+        self.say(False, '')
+
+    def say(self, engaged: bool, reason: str) -> None:
+        self.beats += 1
+        beat = make_beat('risk_gate', 1, self.beats, kill_switch=int(engaged))
+        info = f'kill switch engaged by service: {reason}' if engaged else 'event clock'
+        node = msgspec.structs.replace(beat.nodes[0], info=info)
+        beat = msgspec.structs.replace(beat, nodes=(node,))
+        self.data.state.beat(beat, time.monotonic() + 3600)
+
+    async def act(self, engage: bool, reason: str) -> tuple[bool, str]:
+        self.reasons.append(reason)
+        if not self.stuck:
+            self.say(engage, reason)
+        return engage ^ bool(self.stuck), self.stuck
+
+
+def test_a_person_stops_everything_with_a_reason_and_lets_it_go_on(
+    serve: Callable[..., Any], data: PageData, chromium
+) -> None:
+    gate = Gate(data)
+    watched = open_page(chromium, serve(act=gate.act).url)
+    page, state = watched.page, lambda: text_of(watched, '#kill')
+    wait_until(lambda: state() == 'kill switch: not engaged', DEADLINE_S, 'the state')
+
+    page.click('#kill-on')
+    page.click('#ask >> text=cancel')
+    assert page.locator('#ask').count() == 0
+    assert gate.reasons == [], 'a click alone does nothing'
+
+    page.click('#kill-on')
+    assert 'stop all signals?' in text_of(watched, '#ask').lower()
+    page.fill('#ask input', 'smoke <b>')
+    page.click('#ask button >> text=stop all signals')
+    wait_until(lambda: page.locator('#ask').count() == 0, DEADLINE_S, 'it was done')
+    assert gate.reasons == ['the page, 127.0.0.1: smoke <b>']
+    said = 'engaged by service: the page, 127.0.0.1: smoke <b>'
+    wait_until(lambda: state() == f'kill switch: {said}', DEADLINE_S, 'the state')
+    assert f'every signal is refused ({said})' in text_of(watched, '#banner')
+
+    gate.stuck = 'the file is still there'
+    page.click('#kill-off')
+    page.click('#ask button >> text=let signals out')
+    wait_until(lambda: gate.stuck in text_of(watched, '#ask'), DEADLINE_S, 'that it was not done')
+    gate.stuck = ''
+    page.click('#ask button >> text=let signals out')
+    wait_until(lambda: state() == 'kill switch: not engaged', DEADLINE_S, 'the state')
+    assert page.locator('#ask').count() == 0
+    assert watched.complaints == []
+
+
+def test_a_foreign_page_cannot_press_the_button(
+    serve: Callable[..., Any], data: PageData, chromium
+) -> None:
+    """A page of another origin, in the same browser, tries all that a browser lets it try."""
+    gate = Gate(data)
+    target = f'{serve(act=gate.act).url}/kill-switch'
+    other = serve()
+    page = chromium.new_context().new_page()
+    page.goto(f'{other.url}/assets/heqis.css')
+    tried = page.evaluate(
+        """async (target) => {
+          const body = JSON.stringify({engage: true, reason: 'evil'});
+          const ways = [
+            {mode: 'no-cors', body: body},
+            {mode: 'no-cors', body: body, headers: {'Content-Type': 'text/plain'}},
+            {body: body, headers: {'Content-Type': 'application/json',
+                                   'X-HEQIS-Action': 'kill-switch'}},
+          ];
+          const outcomes = [];
+          for (const way of ways) {
+            outcomes.push(await fetch(target, {method: 'POST', ...way}).then(
+              (answer) => answer.type, () => 'failed'));
+          }
+          outcomes.push(navigator.sendBeacon(target, body) ? 'sent' : 'not sent');
+          return outcomes;
+        }""",
+        target,
+    )
+    assert tried[:3] == ['opaque', 'opaque', 'failed']
+    page.set_content(f'<form action="{target}" method="post"><button>x</button></form>')
+    page.click('button')
+    page.wait_for_url(target)
+    assert 'refused' in page.inner_text('body')
+    assert gate.reasons == []

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +38,7 @@ from heqis_dashboard import dashboard_node, journal_tail
 from heqis_dashboard.dashboard_node import DashboardNode
 from heqis_dashboard.testing_client import DashClient
 from heqis_msgs.msg import BarBlock, Decisions, Event, Heartbeat, NodeStatus
-from heqis_msgs.srv import MissedBars
+from heqis_msgs.srv import KillSwitch, MissedBars
 from heqis_ros import qos
 from heqis_ros.convert import block_to_msg, decisions_to_msg
 from heqis_ros.convert_health import beat_to_msg, event_to_msg
@@ -532,6 +535,112 @@ def test_a_web_server_that_does_not_start_is_a_fault_of_the_node(monkeypatch):
         bring_up(node)
         graph.spin_until(lambda: node.state == NodeStatus.UNCONFIGURED)
         assert 'web server ended by itself' in node.status().info
+
+
+# --- the kill switch ---
+
+
+def press(node: DashboardNode, engage: bool, reason: str) -> tuple[int, Any]:
+    """Send what the page's button sends; return status and answer."""
+    connection = http.client.HTTPConnection(node.address.removeprefix('http://'), timeout=20)
+    headers = {
+        'Origin': node.address,
+        'Content-Type': 'application/json',
+        'X-HEQIS-Action': 'kill-switch',
+    }
+    body = json.dumps({'engage': engage, 'reason': reason})
+    connection.request('POST', '/kill-switch', body, headers)
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, json.loads(text)
+
+
+class RiskGate:
+    """A risk gate's service; it holds back its clearing while `stuck`."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.asked: list[tuple[bool, str]] = []
+        self.stuck = False
+        self.node = graph.add(Node('risk_gate'))
+        self.node.create_service(KillSwitch, '~/kill_switch', self.answer)
+
+    def answer(
+        self, request: KillSwitch.Request, response: KillSwitch.Response
+    ) -> KillSwitch.Response:
+        self.asked.append((request.engage, request.reason))
+        response.engaged = request.engage or self.stuck
+        response.message = 'as it says'
+        return response
+
+
+def pressed(graph: Graph, node: DashboardNode, engage: bool, reason: str = '') -> Any:
+    done: list[Any] = []
+    thread = threading.Thread(target=lambda: done.append(press(node, engage, reason)))
+    thread.start()
+    graph.spin_until(lambda: not thread.is_alive(), 20)
+    return done[0]
+
+
+def test_the_button_reaches_the_risk_gate_and_brings_its_word_back():
+    with dashboard() as (graph, node):
+        gate = RiskGate(graph)
+        bring_up(node)
+        graph.spin_until(node._switch_client.service_is_ready)
+        answer = pressed(graph, node, True, 'smoke')
+        assert answer == (200, {'done': True, 'engaged': True, 'says': 'as it says'})
+        gate.stuck = True
+        assert pressed(graph, node, False)[1]['done'] is False
+        gate.stuck = False
+        assert pressed(graph, node, False)[1] == {
+            'done': True,
+            'engaged': False,
+            'says': 'as it says',
+        }
+        assert gate.asked == [
+            (True, 'the page, 127.0.0.1: smoke'),
+            *[(False, 'the page, 127.0.0.1: no reason given')] * 2,
+        ]
+        assert node.vitals.counters()['kill_switch_calls'] == 3
+
+
+def test_a_gate_that_is_not_there_or_does_not_answer_is_said_with_the_other_way(monkeypatch):
+    monkeypatch.setattr(dashboard_node, 'SWITCH_S', 0.3)
+    with dashboard() as (graph, node):
+        bring_up(node)
+        status, answer = pressed(graph, node, True)
+        assert status == 503
+        assert 'is not there; make the file run/KILL' in answer['says']
+        gate = RiskGate(graph)
+        graph.spin_until(node._switch_client.service_is_ready)
+        graph.executor.remove_node(gate.node)
+        status, answer = pressed(graph, node, True)
+        assert status == 503
+        assert 'has not answered within 0.3 s, and may still do it' in answer['says']
+        assert node._switch_client._pending_requests == {}
+        assert node.state == NodeStatus.ACTIVE
+
+
+@pytest.mark.parametrize(
+    ('params', 'acts'),
+    [
+        ({}, True),
+        ({'actions': 'never'}, False),
+        ({'host': '0.0.0.0', 'trusted_network': True}, False),
+        ({'host': '0.0.0.0', 'trusted_network': True, 'actions': 'always'}, True),
+    ],
+)
+def test_the_page_acts_on_loopback_and_elsewhere_only_where_a_parameter_says_so(params, acts):
+    with dashboard(**params) as (graph, node):
+        RiskGate(graph)
+        bring_up(node)
+        graph.spin_until(node._switch_client.service_is_ready)
+        status, _ = pressed(graph, node, True)
+        assert status == (200 if acts else 405)
+        assert ('kill-on' in {name for name, _ in opened_page(node).props}) is acts
+
+
+# --- that it is no burden ---
 
 
 def test_it_only_looks_on_so_that_no_writer_waits_for_it():

@@ -213,7 +213,7 @@ def test_the_first_push_has_all_of_it_and_ends_with_the_beat(data) -> None:
             ('chart', 'figure'),
             ('clock', 'children'),
             ('banner', 'children'),
-            *((name, 'children') for name in TABLES),
+            *((name, 'children') for name in (*TABLES, 'kill')),
         }
         assert len(first) == len({key[:2] for key in first})
         assert [option['label'] for option in page.props['symbol', 'options']] == [A, B, C]
@@ -657,7 +657,10 @@ def test_a_browser_without_a_websocket_gets_nothing_and_counts_nowhere(data) -> 
 # --- many pages ---
 
 
-ROWS = ('notices', 'signal_rows', 'node_rows', 'flow_rows', 'event_rows', 'latency_rows')
+ROWS = (
+    *('notices', 'kill_switch', 'signal_rows', 'node_rows'),
+    *('flow_rows', 'event_rows', 'latency_rows'),
+)
 
 
 @pytest.fixture
@@ -692,13 +695,13 @@ def test_ten_pages_share_one_computation_of_what_all_of_them_show(data, made, mo
             for page in pages:
                 await page.pushes(5)
         for page in pages:
-            for name in (*TABLES, 'banner'):
+            for name in (*TABLES, 'banner', 'kill'):
                 assert page.props[name, 'children'] == pages[0].props[name, 'children']
                 assert len(page.sent_of(name)) == 1
 
     asyncio.run(main())
     assert made == dict.fromkeys(ROWS, 1)
-    assert drawn == dict.fromkeys((*TABLES, 'banner'), 1)
+    assert drawn == dict.fromkeys((*TABLES, 'banner', 'kill'), 1)
     assert data.counters['pushes'] >= 50
 
 

@@ -22,6 +22,7 @@ from heqis_dashboard.views import (
     Sources,
     event_rows,
     flow_rows,
+    kill_switch,
     latency_rows,
     market_text,
     node_rows,
@@ -190,6 +191,43 @@ def test_the_kill_switch_says_who_engaged_it_and_why() -> None:
     assert texts(notices(state, SOURCES, 100.0)) == [
         ('ERROR', 'the kill switch is engaged: every signal is refused (engaged: by me)')
     ]
+
+
+def gate_says(info: str, engaged: int, heard_s: float = 100.0) -> GraphState:
+    state = GraphState()
+    beat = make_beat('risk_gate', 1, 1, kill_switch=engaged)
+    node = msgspec.structs.replace(beat.nodes[0], info=info)
+    state.beat(msgspec.structs.replace(beat, nodes=(node,)), heard_s)
+    return state
+
+
+@pytest.mark.parametrize(
+    ('info', 'engaged', 'heard_s', 'shown'),
+    [
+        ('event clock', 0, 100.0, ('INFO', 'kill switch: not engaged')),
+        (
+            'kill switch engaged by file run/KILL since 2026: smoke',
+            2,
+            100.0,
+            ('ERROR', 'kill switch: engaged by file run/KILL since 2026: smoke'),
+        ),
+        ('a failure hides it', 1, 100.0, ('ERROR', 'kill switch: engaged')),
+        ('event clock', 0, 98.0, ('WARN', 'kill switch: not known, the risk gate is not heard')),
+    ],
+)
+def test_the_switch_shows_what_the_gate_says_now_also_to_who_came_late(
+    info: str, engaged: int, heard_s: float, shown: tuple[str, str]
+) -> None:
+    state = gate_says(info, engaged, heard_s)
+    assert texts([kill_switch(state, 100.0)]) == [shown]
+    assert kill_switch(GraphState(), 100.0).level == Level.WARN
+
+
+def test_what_the_gate_says_now_goes_before_an_earlier_event() -> None:
+    state = gate_says('kill switch engaged by service since 2026: smoke', 1)
+    state.happened(Event(1, Level.WARN, 'risk_gate', 'kill_switch', 'risk_gate', 'cleared by me'))
+    said = 'every signal is refused (engaged by service since 2026: smoke)'
+    assert said in texts(notices(state, SOURCES, 100.0))[0][1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ lifecycle services by the executor. Nothing is decided here, and no process is s
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
 import time
@@ -32,11 +33,12 @@ from heqis_core.control import (
     Level,
     Overview,
     ProcessBeat,
+    Reboot,
     Result,
     Transit,
     Transition,
 )
-from heqis_core.errors import WireError
+from heqis_core.errors import ResetError, WireError
 from heqis_core.io.control_link import AgentLink
 from heqis_core.io.notify import Notifier
 from heqis_core.io.zmq_security import optional_security
@@ -50,12 +52,16 @@ from heqis_ros.process import run_process
 from heqis_supervisor.board import Killed, Watched
 from heqis_supervisor.params import AGENT
 from heqis_supervisor.pulse import Pulse
+from heqis_supervisor.reset.drivers import CommandDriver
+from heqis_supervisor.reset.rules import reboot_command
 from heqis_supervisor.supervisor_watch import SupervisorWatch
 
 POLL_MS = 50
 BUSY_POLL_MS = 10
 """The same while an answer may come from the executor."""
 HELLO_S = 1.0
+LOOK_S = 0.2
+"""How soon an order to reboot is seen."""
 TELL_S = 0.5
 """Between two diagnostics of a supervisor that is silent, as it would send them itself."""
 SILENT = 'nobody watches the graph; the compute boards hold their output'
@@ -132,6 +138,11 @@ class AgentNode(ManagedNode):
             lambda: self._guarded('orders', self._begin_orders)
         )
         self.defer(lambda: self.destroy_guard_condition(self._new_order))
+        self._reboots: queue.SimpleQueue[Reboot] = queue.SimpleQueue()
+        self._rebooter = None
+        if params.reboot_command:
+            self._rebooter = CommandDriver(reboot_command(self.board, params.reboot_command))
+            self.worker('reboot', self._run_reboots)
         self.worker('link', self._run)
         self.set_info(f'supervisor at {params.control_endpoint}')
 
@@ -228,10 +239,26 @@ class AgentNode(ManagedNode):
             self._killed(message.id, self._watched.kill(message))
         elif isinstance(message, KillSilent):
             self._killed(message.id, self._watched.kill_silent(message))
+        elif isinstance(message, Reboot):
+            self._order_reboot(message)
         else:
             self._asked.append(message)
             self._new_order.trigger()
         self.progress()
+
+    def _order_reboot(self, order: Reboot) -> None:
+        problem = ''
+        if order.boot_id != vitals.boot_id():
+            problem = f'board {self.board} has booted anew since the order was given'
+        elif self._rebooter is None:
+            problem = f'the agent of board {self.board} has no reboot_command'
+        if problem:
+            self.get_logger().warning(f'told to reboot, refused: {problem}')
+            self._send(Result(order.id, self.board, self.start_id, False, problem))
+            return
+        self.get_logger().warning(f'told to reboot the board: {self.params.reboot_command}')
+        self.count('reboots')
+        self._reboots.put(order)
 
     def _killed(self, number: int, killed: Killed) -> None:
         if not killed.gone:
@@ -250,6 +277,22 @@ class AgentNode(ManagedNode):
         for name, value in self._link.counters.items():
             self.set_counter(name, value)
         self.tell_fault(self._link.last_error)
+
+    # --- the thread of reboots ---
+
+    def _run_reboots(self, stop: threading.Event) -> None:
+        assert self._rebooter is not None
+        while not stop.is_set():
+            try:
+                order = self._reboots.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue
+            ok, text = True, f'ran: {self.params.reboot_command}'
+            try:
+                self._rebooter.pulse(stop)
+            except ResetError as error:
+                ok, text = False, str(error)
+            self._put(Result(order.id, self.board, self.start_id, ok, text))
 
     # --- the executor's thread ---
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 from heqis_core.control import (
     FromAgent,
@@ -17,22 +16,11 @@ from heqis_core.control import (
     Level,
     NodeState,
     ProcessBeat,
+    Reboot,
     Transit,
     Transition,
 )
-
-
-class Step(IntEnum):
-    """The recovery ladder: the highest step that applies to a node or process wins."""
-
-    NONE = 0
-    WARN = 1
-    HOLD_OUTPUT = 2
-    RESTART_NODE = 3
-    RESTART_PROCESS = 4
-    SOFT_REBOOT = 5
-    HARD_RESET = 6
-    SAFE_LATCH = 7
+from heqis_supervisor.ladder import Case, Step
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ class Command:
     """Action: send this to the agent of a board."""
 
     board: str
-    message: Transit | Kill | KillSilent
+    message: Transit | Kill | KillSilent | Reboot
 
 
 @dataclass(frozen=True)
@@ -92,10 +80,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Reset:
-    """Action: reset a board in hardware, once this is on the disk."""
+    """Action: reset a board in hardware, once this is on the disk.
+
+    A soft one is only put on the disk: the order to the board's agent follows the answer.
+    """
 
     board: str
     id: int
+    soft: bool = False
 
 
 Action = Command | Note | Reset
@@ -128,7 +120,7 @@ class NodeMind:
         reset: it must go through cleanup before it is tried again.
         failures, failure, retry_s: in a row, the last one, and not before when the next attempt.
         latched: why nothing is tried any more; empty if not.
-        step, reason: verdict of the last update; the reason is empty if all is well.
+        case, reason: verdict of the last update; the reason is empty if all is well.
         waits_for: nodes it depends on that are not well.
     """
 
@@ -152,9 +144,14 @@ class NodeMind:
     failure: str = ''
     retry_s: float = 0.0
     latched: str = ''
-    step: Step = Step.NONE
+    case: Case = Case.NODE_WELL
     reason: str = ''
     waits_for: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> Step:
+        """Return its step on the ladder."""
+        return self.case.step
 
 
 @dataclass(frozen=True)
@@ -184,8 +181,9 @@ class ProcessMind:
         search, search_s: the search for a start that never spoke, and not before when the next.
         searched: how often one was found and ended, in a row.
         trouble: lost, hung, deaf, stuck or finalized; empty if none.
+        reboot: why only a reboot of its board may help; empty if it need not be rebooted.
         latched: why nothing is tried any more; empty if not.
-        step, reason: verdict of the last update.
+        case, reason: verdict of the last update.
     """
 
     beat: ProcessBeat | None = None
@@ -201,21 +199,28 @@ class ProcessMind:
     search_s: float = 0.0
     searched: int = 0
     trouble: str = ''
+    reboot: str = ''
     latched: str = ''
-    step: Step = Step.NONE
+    case: Case = Case.PROCESS_WELL
     reason: str = ''
+
+    @property
+    def step(self) -> Step:
+        """Return its step on the ladder."""
+        return self.case.step
 
 
 @dataclass(frozen=True)
 class Resetting:
-    """A reset that was asked for, and by when its effect must show.
+    """A reset or reboot that was asked for, and by when its effect must show.
 
     Attributes:
-        id: its action; 0 for one from before a restart of the supervisor.
+        id: its action, of a reboot then its order; 0 for one from before a restart.
         reason: why.
         boot_before: boot identity of the board then; empty if nobody knew.
         deadline_s: when it counts as without effect.
-        acted: the driver is done.
+        acted: the driver is done, or the agent was told.
+        soft: a reboot in good order by the board's own agent.
     """
 
     id: int
@@ -223,6 +228,7 @@ class Resetting:
     boot_before: str
     deadline_s: float
     acted: bool = False
+    soft: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,19 +238,26 @@ class ResetMind:
     Attributes:
         boot_id: identity of the boot that reported in last; empty if none ever did.
         heard_s: when its agent was last heard, or since when anybody could have heard it.
-        begun_s: when resets were begun, within the window of the rule.
-        running: the reset in flight.
+        begun_s: when resets and reboots were begun, within the window of the rule.
+        running: the one in flight.
+        escalated: a reboot had no effect, so the next is a reset in hardware.
         latched: why it is reset no more; empty if it is.
-        step, reason: verdict of the last update.
+        case, reason: verdict of the last update.
     """
 
     boot_id: str = ''
     heard_s: float = 0.0
     begun_s: tuple[float, ...] = ()
     running: Resetting | None = None
+    escalated: bool = False
     latched: str = ''
-    step: Step = Step.NONE
+    case: Case = Case.BOARD_WELL
     reason: str = ''
+
+    @property
+    def step(self) -> Step:
+        """Return its step on the ladder."""
+        return self.case.step
 
 
 @dataclass(frozen=True)
@@ -274,3 +287,8 @@ class State:
     hold: bool = False
     next_id: int = 1
     strangers: frozenset[str] = frozenset()
+
+    @property
+    def case(self) -> Case:
+        """Return the case of the whole graph."""
+        return Case.GRAPH_HELD if self.hold else Case.GRAPH_WELL

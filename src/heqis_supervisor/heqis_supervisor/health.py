@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from heqis_core.control import Level, NodeState
-from heqis_supervisor.facts import NodeMind, State, Step
+from heqis_supervisor.facts import NodeMind, State
 from heqis_supervisor.hearing import AGENT_LEASE_S
+from heqis_supervisor.ladder import Step
 from heqis_supervisor.policy import UNSEEN_S
 from heqis_supervisor.processes import left_out
 from heqis_supervisor.rules import NodeRule, Rules
@@ -65,7 +66,8 @@ def _board(board: str, rules: Rules, state: State) -> Health:
     if reset is None:
         return part
     budget = f'{len(reset.begun_s)} of {rules.resets[board].resets_max}'
-    values = {'step': reset.step.name, 'resets': budget, 'boot_id': reset.boot_id}
+    values = {'step': reset.step.name, 'case': reset.case.name.lower()}
+    values.update(resets=budget, boot_id=reset.boot_id)
     if reset.step == Step.NONE:
         return replace(part, values=values)
     text = f'given up: {reset.reason}' if reset.latched else reset.reason
@@ -89,7 +91,11 @@ def _agent(board: str, rules: Rules, state: State) -> Health:
 def _process(key: str, rules: Rules, state: State) -> Health:
     mind = state.processes[key]
     beat = mind.beat
-    values = {'restarts': str(mind.restarts), 'step': mind.step.name}
+    values = {
+        'restarts': str(mind.restarts),
+        'step': mind.step.name,
+        'case': mind.case.name.lower(),
+    }
     if beat is not None:
         values.update(pid=str(beat.pid), host=beat.host, start_id=f'{beat.start_id:x}')
     level, message = Level.INFO, 'runs'
@@ -112,6 +118,7 @@ def _node(rule: NodeRule, rules: Rules, state: State) -> Health:
         'state': mind.state.name,
         'restarts': str(process.restarts),
         'step': mind.step.name,
+        'case': mind.case.name.lower(),
         'failures': str(mind.failures),
         'process': key,
         'pending': str(mind.pending),

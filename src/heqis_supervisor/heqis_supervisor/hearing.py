@@ -7,7 +7,7 @@ A `Turn` is the working copy of one update; `policy.py` makes it, lets it hear, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from heqis_core.control import (
     GOAL,
@@ -20,7 +20,7 @@ from heqis_core.control import (
     ProcessBeat,
     Result,
 )
-from heqis_supervisor.facts import Action, NodeMind, Note, ProcessMind, ResetMind, State
+from heqis_supervisor.facts import Action, Killing, NodeMind, Note, ProcessMind, ResetMind, State
 from heqis_supervisor.rules import ProcessRule, Rules
 
 GAP_S = 0.3
@@ -31,6 +31,16 @@ FIND_S = 6.0
 """Time for a new agent to find the processes of its board."""
 SETTLE_S = 1.0
 """Within this the heartbeats must show what a transition or a kill is said to have done."""
+
+
+_Mind = TypeVar('_Mind', NodeMind, ProcessMind, ResetMind)
+
+
+def _changed(mind: _Mind, changes: dict[str, Any]) -> _Mind:
+    # Nearly always nothing changes, and to compare costs a tenth of a new object.
+    if all(getattr(mind, name) == value for name, value in changes.items()):
+        return mind
+    return replace(mind, **changes)
 
 
 class Turn:
@@ -55,17 +65,17 @@ class Turn:
 
     def set_node(self, name: str, **changes: Any) -> NodeMind:
         """Change what is known of a node."""
-        mind = self.nodes[name] = replace(self.nodes[name], **changes)
+        mind = self.nodes[name] = _changed(self.nodes[name], changes)
         return mind
 
     def set_process(self, key: str, **changes: Any) -> ProcessMind:
         """Change what is known of a process."""
-        mind = self.processes[key] = replace(self.processes[key], **changes)
+        mind = self.processes[key] = _changed(self.processes[key], changes)
         return mind
 
     def set_reset(self, board: str, **changes: Any) -> ResetMind:
         """Change what is known of a board that can be reset."""
-        mind = self.resets[board] = replace(self.resets[board], **changes)
+        mind = self.resets[board] = _changed(self.resets[board], changes)
         return mind
 
     def board_heard(self, board: str) -> bool:
@@ -126,7 +136,25 @@ class Turn:
             return
         if mind.boot_id and mind.running is None:
             self.note(Level.WARN, 'board_rebooted', board, 'booted anew; it was not reset by this')
-        self.set_reset(board, boot_id=boot_id)
+        self.set_reset(board, boot_id=boot_id, escalated=False)
+        for key, rule in self.rules.processes.items():
+            beat = self.processes[key].beat
+            if rule.board == board and beat is not None and beat.boot_id != boot_id:
+                self._ended_with_boot(rule, beat)
+        for key in self.to_reboot(board):
+            self.set_process(key, reboot='', births=(), kills=0, searched=0, retry_s=0.0)
+
+    def _ended_with_boot(self, rule: ProcessRule, beat: ProcessBeat) -> None:
+        """Wait for a process of an earlier boot as for one that was killed: it cannot be alive."""
+        killing = Killing(0, beat.start_id, self.now + rule.respawn_s, confirmed=True)
+        self.set_process(rule.key, trouble='lost: its board booted anew', killing=killing)
+        for name in rule.nodes:
+            self.set_node(name, running=None, expect=None, asks=0)
+
+    def to_reboot(self, board: str) -> list[str]:
+        """Return the processes of a board that only a reboot of it may bring back."""
+        here = [key for key, rule in self.rules.processes.items() if rule.board == board]
+        return [key for key in here if self.processes[key].reboot]
 
     def silence(self, rule: ProcessRule, lease_s: float) -> tuple[float, float]:
         """Return for how long a process has been silent, and how long it may be."""
@@ -165,7 +193,7 @@ class Turn:
         else:
             oldest = self.now - rule.restarts_window_s
             births = (*(born for born in mind.births if born > oldest), self.now)
-            after = ', as was asked for' if mind.killing else ''
+            after = ', as was asked for' if mind.killing and mind.killing.id else ''
             text = (
                 f'runs again as pid {beat.pid}{after}; start {mind.restarts + 1} after the first'
             )
@@ -282,7 +310,7 @@ class Turn:
             self.set_process(key, searched=searched)
             self.note(Level.WARN, 'killed', key, f'never reported in: {result.text}')
             if searched > rule.restarts_max:
-                self.latch_process(key, f'{searched} starts in a row never reported in')
+                self.give_up(key, f'{searched} starts in a row never reported in')
 
     # --- what follows from an answer ---
 
@@ -316,9 +344,21 @@ class Turn:
         self.set_process(key, killing=None, kills=kills, retry_s=self.now + float(min(kills, 5)))
         self.note(Level.ERROR, 'kill_failed', key, why)
         if kills >= 5:
-            self.latch_process(key, f'cannot be killed: {why}')
+            self.give_up(key, f'cannot be killed: {why}')
+
+    def give_up(self, key: str, why: str) -> None:
+        """Kill a process no more: have its board rebooted where that is allowed, or latch it."""
+        if self.processes[key].reboot:
+            return
+        board = self.rules.processes[key].board
+        rule = self.rules.resets.get(board)
+        if rule is None or not rule.soft_reboot or self.resets[board].latched:
+            self.latch_process(key, why)
+            return
+        self.set_process(key, reboot=why)
+        self.note(Level.ERROR, 'process_spent', key, f'{why}; its board is to be rebooted')
 
     def latch_process(self, key: str, why: str) -> None:
         """Give a process up until a person clears it."""
-        self.set_process(key, latched=why)
+        self.set_process(key, latched=why, reboot='')
         self.note(Level.ERROR, 'latched', key, why)

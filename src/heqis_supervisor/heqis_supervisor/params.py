@@ -24,6 +24,18 @@ RISK_GATE = ParamTable(
             choices=('event', 'wall'),
         ),
         Param(
+            'rules',
+            str,
+            '',
+            'File of the risk rules, like config/risk.yaml; empty: no bounds.',
+        ),
+        Param(
+            'kill_file',
+            str,
+            'run/KILL',
+            'While a file of this name exists every signal is refused; empty: none.',
+        ),
+        Param(
             'queue',
             int,
             4096,
@@ -38,6 +50,21 @@ RISK_GATE = ParamTable(
             'Most frames that are made durable in one transaction.',
             minimum=1,
             maximum=10_000,
+        ),
+        Param(
+            'require_supervisor',
+            bool,
+            True,
+            'Let decisions wait, unjudged, while no heartbeat of the supervisor is heard.',
+        ),
+        Param(
+            'supervisor_lease_ms',
+            int,
+            1500,
+            'Silence of the supervisor until decisions wait; activation counts as its word.',
+            unit='ms',
+            minimum=200,
+            maximum=60000,
         ),
     ],
 )
@@ -97,6 +124,13 @@ AGENT = ParamTable(
             str,
             'tcp://127.0.0.1:5558',
             'Where the supervisor listens for agents.',
+        ),
+        Param(
+            'reboot_command',
+            str,
+            '',
+            'Program and arguments that reboot this board in good order when the supervisor asks '
+            'for it, as systemctl reboot; no shell reads them. Empty: such an order is refused.',
         ),
         *_KEYS,
     ],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from heqis_core.control import Kill, KillSilent, Level, NodeState, Transit, Transition
 from heqis_supervisor.facts import (
@@ -23,9 +24,9 @@ from heqis_supervisor.facts import (
     ResetMind,
     Running,
     State,
-    Step,
 )
 from heqis_supervisor.hearing import AGENT_LEASE_S, Turn
+from heqis_supervisor.ladder import Case
 from heqis_supervisor.processes import (
     BEGIN_MAX_S,
     NOT_BACK,
@@ -125,19 +126,20 @@ def _clear(turn: Turn, cleared: tuple[str, ...]) -> None:
             turn.set_node(name, latched='', failures=0, retry_s=0.0)
             turn.note(Level.INFO, 'cleared', name, 'cleared by a person')
     for key, process in list(turn.processes.items()):
-        if process.latched and (everything or key in cleared):
-            turn.set_process(key, latched='', kills=0, searched=0, births=(), retry_s=0.0)
+        if _process_given_up(process) and (everything or key in cleared):
+            fresh: dict[str, Any] = {'kills': 0, 'searched': 0, 'births': (), 'retry_s': 0.0}
+            turn.set_process(key, latched='', reboot='', **fresh)
             turn.note(Level.INFO, 'cleared', key, 'cleared by a person')
     for board, reset in list(turn.resets.items()):
         if reset.latched and (everything or f'board/{board}' in cleared):
-            turn.set_reset(board, latched='')
+            turn.set_reset(board, latched='', escalated=False)
             turn.note(Level.INFO, 'cleared', f'board/{board}', 'cleared by a person')
 
 
 def latched(state: State) -> tuple[str, ...]:
     """Return what is given up until a person clears it, as `Facts.cleared` names it."""
     nodes = [name for name, mind in state.nodes.items() if mind.latched]
-    processes = [key for key, mind in state.processes.items() if mind.latched]
+    processes = [key for key, mind in state.processes.items() if _process_given_up(mind)]
     boards = [f'board/{board}' for board, mind in state.resets.items() if mind.latched]
     return (*nodes, *processes, *boards)
 
@@ -158,8 +160,9 @@ def healthy(turn: Turn, name: str) -> bool:
     """Whether others may rely on a node now."""
     rule, mind = turn.rules.nodes[name], turn.nodes[name]
     process = turn.processes[f'{rule.board}/{rule.process}']
-    fine = not process.trouble and not process.latched and turn.board_heard(rule.board)
-    return fine and mind.state == NodeState.ACTIVE and mind.step == Step.NONE
+    fine = not process.trouble and not _process_given_up(process)
+    fine = fine and turn.board_heard(rule.board)
+    return fine and mind.state == NodeState.ACTIVE and mind.case == Case.NODE_WELL
 
 
 def _judge_node(turn: Turn, rule: NodeRule) -> None:
@@ -170,31 +173,34 @@ def _judge_node(turn: Turn, rule: NodeRule) -> None:
     if left_out(turn.rules.processes[key], process):
         return
     broken = tuple(other for other in rule.depends_on if not healthy(turn, other))
-    step, reason = Step.NONE, ''
+    case, reason = Case.NODE_WELL, ''
     if process.latched or mind.latched:
-        step, reason = Step.SAFE_LATCH, process.latched or mind.latched
+        case, reason = Case.NODE_LATCHED, process.latched or mind.latched
+    elif process.reboot:
+        case, reason = Case.NODE_REBOOT, process.reboot
     elif process.trouble or process.beat is None:
-        step = Step.RESTART_PROCESS if process.trouble else Step.WARN
+        case = Case.NODE_DOWN if process.trouble else Case.NODE_UNHEARD
         reason = process.trouble or process.reason
     elif not turn.board_heard(rule.board):
-        step, reason = Step.WARN, f'no word from the agent of board {rule.board}'
+        case, reason = Case.NODE_UNREACHED, f'no word from the agent of board {rule.board}'
     elif not mind.full_name:
-        step, reason = Step.WARN, 'has not reported in yet'
+        case, reason = Case.NODE_UNHEARD, 'has not reported in yet'
         if turn.now - process.began_s > UNSEEN_S:
             reason = f'process {key} has no node of this name'
     elif mind.state == NodeState.FINALIZED and turn.now - mind.since_s <= ENDING_S:
-        step, reason = Step.WARN, 'is finalized: its process is ending'
+        case, reason = Case.NODE_ENDING, 'is finalized: its process is ending'
     elif mind.state == NodeState.FINALIZED:
-        step, reason = Step.RESTART_PROCESS, 'is finalized; only a new process can bring it back'
+        case = Case.NODE_FINALIZED
+        reason = 'is finalized; only a new process can bring it back'
         turn.set_process(key, trouble=f'{rule.name} {reason}')
         if mind.reason != reason:
             turn.note(Level.ERROR, 'node_finalized', rule.name, reason)
     elif mind.state != NodeState.ACTIVE:
-        step = Step.RESTART_NODE if mind.failures else Step.WARN
+        case = Case.NODE_FAILED if mind.failures else Case.NODE_COMING
         reason = mind.failure if mind.failures else _not_active(turn, mind)
     else:
-        step, reason = _judge_active(turn, rule, broken)
-    turn.set_node(rule.name, step=step, reason=reason, waits_for=broken)
+        case, reason = _judge_active(turn, rule, broken)
+    turn.set_node(rule.name, case=case, reason=reason, waits_for=broken)
 
 
 def _not_active(turn: Turn, mind: NodeMind) -> str:
@@ -205,25 +211,25 @@ def _not_active(turn: Turn, mind: NodeMind) -> str:
     return f'{reason}; {asked} in {turn.now - mind.asking_s:.0f} s and has not begun'
 
 
-def _judge_active(turn: Turn, rule: NodeRule, broken: tuple[str, ...]) -> tuple[Step, str]:
+def _judge_active(turn: Turn, rule: NodeRule, broken: tuple[str, ...]) -> tuple[Case, str]:
     mind = turn.nodes[rule.name]
     if mind.failures and turn.now - mind.since_s > rule.stable_s:
         turn.set_node(rule.name, failures=0)
     if broken or turn.before.hold:
         # Input waits because somebody else, or nobody, takes it: no fault of this node.
         turn.set_node(rule.name, progress_moved_s=turn.now)
-        return Step.NONE, ''
+        return Case.NODE_WELL, ''
     still = turn.processes[f'{rule.board}/{rule.process}'].heard_s - mind.progress_moved_s
     # What hangs on a stuck node stands still too, and must not be found first.
     if mind.pending == 0 or still <= rule.progress_s + rule.depth * DEPTH_S:
-        return Step.NONE, ''
+        return Case.NODE_WELL, ''
     reason = f'stuck: {mind.pending} units wait and nothing was done for {still:.0f} s'
     if not mind.reason.startswith('stuck'):
         turn.note(Level.ERROR, 'node_stuck', rule.name, reason)
     if rule.on_stuck == 'warn' or not rule.managed:
-        return Step.WARN, reason
+        return Case.NODE_STALLED, reason
     turn.set_process(f'{rule.board}/{rule.process}', trouble=f'{rule.name} is {reason}')
-    return Step.RESTART_PROCESS, reason
+    return Case.NODE_STUCK, reason
 
 
 def _hold(turn: Turn) -> bool:
@@ -242,7 +248,11 @@ def _hold(turn: Turn) -> bool:
 
 def _given_up(turn: Turn, rule: NodeRule) -> bool:
     process = turn.processes[f'{rule.board}/{rule.process}']
-    return bool(process.latched or turn.nodes[rule.name].latched)
+    return bool(_process_given_up(process) or turn.nodes[rule.name].latched)
+
+
+def _process_given_up(mind: ProcessMind) -> bool:
+    return bool(mind.latched or mind.reboot)
 
 
 # --- what to do ---
@@ -250,10 +260,14 @@ def _given_up(turn: Turn, rule: NodeRule) -> bool:
 
 def _plan(turn: Turn, key: str, rule: ProcessRule) -> None:
     mind = turn.processes[key]
-    if not turn.board_heard(rule.board):
-        return
     if mind.latched:
-        turn.set_process(key, step=Step.SAFE_LATCH, reason=mind.latched)
+        turn.set_process(key, case=Case.PROCESS_LATCHED, reason=mind.latched)
+    elif mind.reboot:
+        turn.set_process(key, case=Case.PROCESS_SPENT, reason=mind.reboot)
+    elif not turn.board_heard(rule.board):
+        if mind.beat is not None:
+            reason = f'no word from the agent of board {rule.board}'
+            turn.set_process(key, case=Case.PROCESS_UNREACHED, reason=reason)
     elif mind.beat is None:
         if is_late(turn, rule):
             _plan_search(turn, key, rule)
@@ -262,7 +276,7 @@ def _plan(turn: Turn, key: str, rule: ProcessRule) -> None:
         if missed:
             _plan_search(turn, key, rule)
         reason = f'{mind.trouble}; {NOT_BACK}' if missed else mind.trouble
-        turn.set_process(key, step=Step.RESTART_PROCESS, reason=reason)
+        turn.set_process(key, case=Case.PROCESS_DOWN, reason=reason)
         _plan_kill(turn, key, rule)
     elif not any(turn.nodes[name].running for name in rule.nodes):
         _plan_transition(turn, rule)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from heqis_core.control import Level, NodeState, Transition
-from heqis_supervisor.facts import NodeMind, ProcessMind, Running, Step
+from heqis_supervisor.facts import NodeMind, ProcessMind, Running
 from heqis_supervisor.hearing import SETTLE_S, Turn
+from heqis_supervisor.ladder import Case
 from heqis_supervisor.rules import NodeRule, ProcessRule
 
 ANSWER_S = 2.0
@@ -29,7 +30,7 @@ NOT_BACK = 'killed, and nobody started it again; is respawn set in the launch fi
 
 def left_out(rule: ProcessRule, mind: ProcessMind) -> bool:
     """Whether a process is not there and need not be: optional, and never heard of."""
-    return rule.optional and mind.beat is None and not mind.latched
+    return rule.optional and mind.beat is None and not mind.latched and not mind.reboot
 
 
 def judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
@@ -49,17 +50,17 @@ def judge_process(turn: Turn, key: str, rule: ProcessRule) -> None:
     silent, lease = turn.silence(rule, rule.busy_lease_s if patient else rule.lease_s)
     if silent > (rule.lease_s if trouble.startswith('lost') else lease):
         trouble = trouble if trouble.startswith('lost') else f'lost: silent for {silent:.1f} s'
-    elif trouble.startswith('lost'):
+    elif trouble.startswith('lost') and not (mind.killing and mind.killing.confirmed):
         trouble = ''  # it speaks again
         turn.note(Level.WARN, 'process_back', key, 'speaks again, it was only slow')
     if not trouble.startswith('lost'):
         trouble = _hung(turn, rule, busy) or _deaf(turn, rule)
     if trouble and not mind.trouble:
         turn.note(Level.ERROR, f'process_{trouble.partition(":")[0]}', key, trouble)
-    mind = turn.set_process(key, trouble=trouble, step=Step.NONE, reason='')
-    if len(mind.births) > rule.restarts_max and not mind.latched:
+    mind = turn.set_process(key, trouble=trouble, case=Case.PROCESS_WELL, reason='')
+    if len(mind.births) > rule.restarts_max and not mind.latched and not mind.reboot:
         why = f'{len(mind.births)} starts within {rule.restarts_window_s:g} s; last: {trouble}'
-        turn.latch_process(key, why.removesuffix('; last: '))
+        turn.give_up(key, why.removesuffix('; last: '))
 
 
 def is_late(turn: Turn, rule: ProcessRule) -> bool:
@@ -68,7 +69,7 @@ def is_late(turn: Turn, rule: ProcessRule) -> bool:
 
 
 def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
-    if turn.processes[key].latched:
+    if turn.processes[key].latched or turn.processes[key].reboot:
         return
     late = is_late(turn, rule)
     reason = 'has not reported in yet'
@@ -76,7 +77,7 @@ def _judge_absent(turn: Turn, key: str, rule: ProcessRule) -> None:
         reason = f'never reported in; is it in the launch file of board {rule.board}?'
     if late and turn.processes[key].reason != reason:
         turn.note(Level.ERROR, 'process_missing', key, reason)
-    turn.set_process(key, step=Step.WARN, reason=reason)
+    turn.set_process(key, case=Case.PROCESS_UNHEARD, reason=reason)
 
 
 def timeout_s(rule: NodeRule, transition: Transition) -> float:
@@ -175,7 +176,7 @@ def _starting(turn: Turn, rule: ProcessRule) -> bool:
 
 
 def _comes_up(turn: Turn, rule: ProcessRule, mind: ProcessMind) -> bool:
-    if mind.latched:
+    if mind.latched or mind.reboot:
         return False
     if mind.beat is None:
         return turn.now - turn.before.since_s <= rule.respawn_s

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the risk gate decides: freshness, hold and kill switch. Pure; time is an argument."""
+"""What the risk gate decides: kill switch, hold, freshness, price limits. Pure, time is passed in.
+
+The bounds of the risk rules are in `bounds.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from heqis_core.decision import Decisions, Reason
+from heqis_core.decision import Action, Decisions, Reason
 
 _REMEMBERED = 4096
+# Plain numbers: numpy is slow with enums, and this is done for every frame.
+_BUY, _SELL = int(Action.BUY), int(Action.SELL)
+_UP, _DOWN = np.uint32(int(Reason.AT_LIMIT_UP)), np.uint32(int(Reason.AT_LIMIT_DOWN))
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class GateState:
 def judge(decisions: Decisions, now_ns: int, state: GateState) -> Decisions:
     """Return the decisions with every signal that may not go out turned into NONE.
 
-    The first that applies is the reason: kill switch, hold, `valid_until_ns` before `now_ns`.
-    Decisions that are no signals are untouched; where nothing is refused the same object comes
-    back.
+    The first that applies is the reason: kill switch, hold, `valid_until_ns` before `now_ns`, a
+    BUY at the upper price limit or a SELL at the lower one. Decisions that are no signals are
+    untouched; where nothing is refused the same object comes back.
     """
     everywhere = np.ones(len(decisions.symbols), np.bool_)
     if state.kill_switch:
@@ -40,7 +47,20 @@ def judge(decisions: Decisions, now_ns: int, state: GateState) -> Decisions:
     if state.hold:
         return decisions.refuse(everywhere, Reason.HELD)
     stale = decisions.valid_until_ns < now_ns
-    return decisions.refuse(stale, Reason.STALE) if stale.any() else decisions
+    if stale.any():
+        decisions = decisions.refuse(stale, Reason.STALE)
+    sealed = _sealed(decisions)
+    return decisions.refuse(sealed, Reason.PRICE_LIMIT) if sealed.any() else decisions
+
+
+def _sealed(decisions: Decisions) -> npt.NDArray[np.bool_]:
+    """Return bool (S,): where only the other side is served at the limit."""
+    at_limit = decisions.reasons & (_UP | _DOWN)
+    if not at_limit.any():
+        return np.zeros(len(at_limit), np.bool_)
+    buy = (decisions.action == _BUY) & (at_limit & _UP != 0)
+    sell = (decisions.action == _SELL) & (at_limit & _DOWN != 0)
+    return np.asarray(buy | sell)
 
 
 class EventClock:

@@ -13,17 +13,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from heqis_core.control import Event
-from heqis_core.decision import Decisions, Predictions
+from heqis_core.decision import REFUSALS, Decisions, Predictions, reason_names
 from heqis_core.errors import ConfigError, JournalError
 from heqis_core.frame import Stage, stamp
 from heqis_core.io.journal import Journal
+from heqis_core.io.journal_reader import JournalReader
 
 FLUSH_S = 0.1
 """Idle time after which the last commit's time and the published mark are written."""
@@ -42,7 +44,10 @@ class Gate(Protocol):
     """What the thread asks of the risk gate."""
 
     def judge(self, decisions: Decisions) -> Decisions:
-        """Return the decisions with what may not go out refused."""
+        """Return the decisions of a new frame with what may not go out refused."""
+
+    def settle(self, durable: bool) -> None:
+        """Take note whether what was judged since the last call has become durable."""
 
     def ready(self) -> bool:
         """Whether those that should hear what is published are there."""
@@ -84,7 +89,7 @@ class Store:
 
     Attributes:
         counters: frames, duplicates, overflow, predictions_dropped, events_dropped, commit_errors,
-            republished, drop_errors.
+            republished, drop_errors, and refused.<reason> of what was refused since the start.
         error: why the journal cannot be written now; empty if it can.
         commit_us: duration of the last commit.
         failure: an exception that ended the thread; a bug.
@@ -108,14 +113,18 @@ class Store:
         self._settings: deque[_Setting] = deque()
         self._dropping: Dropping | None = None
         self._drop_s = 0.0
-        self._behind = False
+        self._behind = self._paused = False
         self._sent: int | None = None
         self._ask_s = 0.0
         self._clear()
 
     def _clear(self) -> None:
         names = ('frames', 'duplicates', 'overflow', 'predictions_dropped', 'events_dropped')
-        self.counters = dict.fromkeys((*names, 'commit_errors', 'republished', 'drop_errors'), 0)
+        refused = (f'refused.{name}' for name in reason_names(int(REFUSALS)))
+        # Every key is there from the start: another thread goes through them.
+        self.counters = dict.fromkeys(
+            (*names, 'commit_errors', 'republished', 'drop_errors', *refused), 0
+        )
         self.error = ''
         self.commit_us = 0.0
         self.failure: BaseException | None = None
@@ -234,15 +243,23 @@ class Store:
         with self._stepping:
             return None if self._journal is None else self._journal.get_meta(key)
 
-    def newest(self) -> list[Decisions]:
-        """Return the newest frame of each stream, while no gate is attached."""
+    @contextmanager
+    def reading(self) -> Iterator[JournalReader]:
+        """Let the caller ask the journal, while no gate is attached."""
         with self._stepping:
-            return [] if self._journal is None else list(self._journal.newest().values())
+            assert self._journal is not None
+            yield self._journal
 
     def drop(self, what: Dropping) -> None:
         """Have what is in the archive dropped, little by little between the commits."""
         with self._wake:
             self._dropping = what
+            self._wake.notify()
+
+    def pause(self, paused: bool) -> None:
+        """Leave frames that wait unjudged, or go on with them."""
+        with self._wake:
+            self._paused = paused
             self._wake.notify()
 
     @property
@@ -286,7 +303,8 @@ class Store:
             return self._has_work()
 
     def _has_work(self) -> bool:
-        gate = self._gate is not None and (self._decisions or self._behind)
+        waiting = self._decisions and not self._paused
+        gate = self._gate is not None and (waiting or self._behind)
         return bool(gate or self._settings or self._predictions or self._events)
 
     def _step(self, idle: bool) -> bool:
@@ -364,18 +382,20 @@ class Store:
     def _commit(self, journal: Journal) -> None:
         gate = self._gate
         with self._wake:
-            n = 0 if gate is None or self._behind else min(self._batch, len(self._decisions))
+            n = min(self._batch, len(self._decisions))
+            if gate is None or self._behind or self._paused:
+                n = 0
             waiting = list(islice(self._decisions, n))
             predictions = list(islice(self._predictions, _SIDE_BATCH))
             events = list(islice(self._events, _SIDE_BATCH))
-        judged = []
-        for item in waiting:
-            assert gate is not None
-            verdict = gate.judge(item)
-            stamp(verdict.stamps, Stage.GATED)
-            judged.append(verdict)
+        judged = [] if gate is None else _judge(gate, waiting, journal.fresh(waiting))
         started = time.perf_counter()
-        new = journal.commit(judged, predictions=predictions, events=events)
+        new: list[bool] = []
+        try:
+            new = journal.commit(judged, predictions=predictions, events=events)
+        finally:
+            if gate is not None:
+                gate.settle(bool(new))
         with self._wake:
             _drop_first(self._decisions, waiting)
             _drop_first(self._predictions, predictions)
@@ -385,10 +405,27 @@ class Store:
         self.commit_us = (time.perf_counter() - started) * 1e6
         self.counters['frames'] += sum(new)
         self.counters['duplicates'] += len(new) - sum(new)
+        for item, fresh in zip(judged, new, strict=True):
+            if fresh:
+                self._count_refusals(item)
         if gate.publish_frames(judged, new):
             self._sent = journal.position
         else:
             self._behind = True
+
+    def _count_refusals(self, item: Decisions) -> None:
+        for name, n in item.refusals().items():
+            self.counters[f'refused.{name}'] += n
+
+
+def _judge(gate: Gate, items: Sequence[Decisions], fresh: Sequence[bool]) -> list[Decisions]:
+    """Return frames as the gate lets them through; one that is known is not judged again."""
+    judged = []
+    for item, new in zip(items, fresh, strict=True):
+        verdict = gate.judge(item) if new else item
+        stamp(verdict.stamps, Stage.GATED)
+        judged.append(verdict)
+    return judged
 
 
 def _drop_first(queue: deque[Any], taken: Sequence[object]) -> None:

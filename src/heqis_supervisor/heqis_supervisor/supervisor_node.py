@@ -165,7 +165,7 @@ class SupervisorNode(ManagedNode):
             if isinstance(action, Note):
                 self._note(action)
             elif isinstance(action, Reset):
-                self.count('orders_reset')
+                self.count('orders_reset', not action.soft)
             elif not self._command(action):
                 self._unsent.append(action.message.id)
         self.hold = state.hold

@@ -25,6 +25,7 @@ from heqis_core.control import (
     NodeBeat,
     NodeState,
     ProcessBeat,
+    Reboot,
     Result,
     Transit,
     Transition,
@@ -34,13 +35,15 @@ from heqis_core.testing import free_port
 from heqis_msgs.msg import Event, Heartbeat
 from heqis_ros import qos
 from heqis_ros.testing import ros_graph
-from heqis_supervisor.facts import Command, Facts, Note, State
+from heqis_supervisor.facts import Command, Facts, Note, Pulsed, Reset, State
 from heqis_supervisor.policy import initial, update
 from heqis_supervisor.rules import Rules, load_rules
 
 BEAT_S = 0.1
 LOOP_S = 0.05
 LINK_S = 0.01
+BOOT_S = 5.0
+"""A board takes so long until its agent speaks again."""
 
 
 @dataclass
@@ -84,6 +87,8 @@ class World:
     agent_ids: dict[str, int] = field(default_factory=dict)
     finds_s: dict[str, float] = field(default_factory=dict)
     """When the agent of a board hears others than itself."""
+    back_s: dict[str, float] = field(default_factory=dict)
+    """When a board that boots speaks again."""
     cut: set[str] = field(default_factory=set)
     """Boards whose agent says nothing."""
     refuse: dict[tuple[str, Transition], int] = field(default_factory=dict)
@@ -91,6 +96,8 @@ class World:
     lost_orders: int = 0
     """So many orders do not reach their node yet."""
     kill_fails: set[str] = field(default_factory=set)
+    kill_lost: set[str] = field(default_factory=set)
+    """Processes whose kill is neither done nor answered."""
     no_respawn: set[str] = field(default_factory=set)
     silent_kills: int = 0
     """How many starts were ended whose identity the supervisor does not know."""
@@ -104,6 +111,13 @@ class World:
     _beat_due: float = 0.0
     _supervisor_away: bool = False
     cleared: tuple[str, ...] = ()
+    boots: dict[str, int] = field(default_factory=dict)
+    """How often a board has booted anew."""
+    heals: dict[str, set[str]] = field(default_factory=dict)
+    """Of a board, what boots it: soft, hard; what is not named has no effect."""
+    refuse_reboot: bool = False
+    resets: list[tuple[float, Reset]] = field(default_factory=list)
+    _pulsed: list[Pulsed] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for key, rule in self.rules.processes.items():
@@ -154,12 +168,16 @@ class World:
     def supervise(self, facts: Facts) -> None:
         if self.state is None:
             self.state = initial(self.rules, self.now)
-        facts = replace(facts, unsent=tuple(self._unsent))
+        facts = replace(facts, unsent=tuple(self._unsent), pulsed=tuple(self._pulsed))
         self._unsent.clear()
+        self._pulsed.clear()
         self.state, actions = update(self.rules, self.now, self.state, facts)
         for action in actions:
             if isinstance(action, Note):
                 self.notes.append(action)
+                continue
+            if isinstance(action, Reset):
+                self._reset(action)
                 continue
             self.check(action)
             self.commands.append((self.now, action))
@@ -169,6 +187,8 @@ class World:
                 self._kill(action.board, action.message)
             elif isinstance(action.message, KillSilent):
                 self._kill_silent(action.board, action.message)
+            elif isinstance(action.message, Reboot):
+                self._reboot(action.board, action.message)
             else:
                 self._order(action.board, action.message)
 
@@ -217,10 +237,10 @@ class World:
             if process.alive and not process.stopped:
                 process.spoke_s = self.now
         for board in self.rules.boards:
-            if board in self.cut:
+            if board in self.cut or self.now < self.back_s.get(board, 0.0):
                 continue
             agent_id = self.agent_ids.setdefault(board, 1)
-            self._post(Hello(board, agent_id, 'h', 'b', 1))
+            self._post(Hello(board, agent_id, 'h', self.boot_id(board), 1))
             for process in self.processes.values():
                 if process.key.startswith(f'{board}/') and process.alive and not process.stopped:
                     process.count += 1
@@ -242,7 +262,7 @@ class World:
             process.start_id,
             process.count,
             0,
-            'b',
+            self.boot_id(board),
             nodes=nodes,
             proc_start=7,
         )
@@ -307,6 +327,8 @@ class World:
 
     def _kill(self, board: str, order: Kill) -> None:
         process = self.processes[f'{board}/{order.process}']
+        if process.key in self.kill_lost:
+            return
         if process.key in self.kill_fails:
             self._post(
                 Result(order.id, board, self.agent_ids.get(board, 1), False, 'not permitted')
@@ -327,7 +349,33 @@ class World:
         self.silent_kills += found
         self._post(Result(order.id, board, self.agent_ids.get(board, 1), True, '', gone=not found))
 
+    def _reset(self, action: Reset) -> None:
+        self.resets.append((self.now, action))
+        self._pulsed.append(Pulsed(action.id, True, 'by the test'))
+        if not action.soft and 'hard' in self.heals.get(action.board, ()):
+            self.boot(action.board)
+
+    def _reboot(self, board: str, order: Reboot) -> None:
+        right = order.boot_id == self.boot_id(board) and not self.refuse_reboot
+        agent_id = self.agent_ids.get(board, 1)
+        self._post(Result(order.id, board, agent_id, right, 'by the test'))
+        if right and 'soft' in self.heals.get(board, ()):
+            self.boot(board)
+
     # --- faults ---
+
+    def boot_id(self, board: str) -> str:
+        boots = self.boots.get(board, 0)
+        return f'b{boots}' if boots else 'b'
+
+    def boot(self, board: str) -> None:
+        """Boot a board anew: everything on it ends, and starts after a while."""
+        self.boots[board] = self.boots.get(board, 0) + 1
+        self.back_s[board] = self.now + BOOT_S
+        self.agent_ids[board] = self.agent_ids.get(board, 1) + 1
+        for key, process in self.processes.items():
+            if key.startswith(f'{board}/'):
+                process.alive, process.born_s = False, self.now + BOOT_S + self.respawn_s
 
     def restart_agent(self, board: str, finds_after_s: float) -> None:
         self.agent_ids[board] = self.agent_ids.get(board, 1) + 1
@@ -485,8 +533,11 @@ class RealGraph:
         self.starts: dict[str, int] = {}
         self.respawn = True
         self.environment: dict[str, str] = {}
-        self.supervisor_params: dict[str, object] = {}
+        self.params: dict[str, dict[str, object]] = {}
+        """Parameters by process, beside those that each gets."""
         self.diagnostics: dict[str, object] = {}
+        self.told: list[DiagnosticArray] = []
+        """Every message on /diagnostics, in order."""
         self.events: list[Event] = []
         self.since_ns = 0
         """Events from before do not count, however late they arrive."""
@@ -500,6 +551,7 @@ class RealGraph:
         self.node = node
 
     def _diagnose(self, message: DiagnosticArray) -> None:
+        self.told.append(message)
         self.diagnostics = {
             status.name.removeprefix('heqis/'): status for status in message.status
         }
@@ -523,10 +575,10 @@ class RealGraph:
             ]
             if name == 'supervisor':
                 arguments += ['-p', f'graph:={self.rules}']
-                for param, value in self.supervisor_params.items():
-                    arguments += ['-p', f'{param}:={value}']
             if name in ('store', 'brain'):
                 arguments = arguments[:3]
+            for param, value in self.params.get(name, {}).items():
+                arguments += ['-p', f'{param}:={value}']
             self.starts[name] = self.starts.get(name, 0) + 1
             with (self.folder / f'{name}.log').open('a') as log:
                 self.running[name] = subprocess.Popen(
@@ -607,7 +659,7 @@ def start(tmp_path: Path):
     """Return a function that starts the journal process, whose nodes bring themselves up here."""
     running: list[subprocess.Popen] = []
 
-    def start(kind: str) -> subprocess.Popen:
+    def start(kind: str, *arguments: str) -> subprocess.Popen:
         with (tmp_path / f'{kind}.log').open('a') as log:
             running.append(
                 subprocess.Popen(
@@ -615,6 +667,8 @@ def start(tmp_path: Path):
                         sys.executable,
                         str(HERE / 'self_starting.py'),
                         *('--ros-args', '-p', f'path:={tmp_path / "journal.sqlite"}'),
+                        *('-p', 'require_supervisor:=false'),
+                        *arguments,
                     ],
                     stdout=log,
                     stderr=log,

@@ -21,6 +21,7 @@ from heqis_core.control import (
     NodeState,
     Overview,
     ProcessBeat,
+    Reboot,
     Result,
     Transit,
     Transition,
@@ -30,7 +31,7 @@ from heqis_core.io.control_link import SupervisorLink
 from heqis_core.testing import free_port
 from heqis_msgs.msg import Event as EventMsg
 from heqis_msgs.msg import Heartbeat
-from heqis_ros import qos
+from heqis_ros import qos, vitals
 from heqis_ros.node import ManagedNode
 from heqis_ros.params import ParamTable
 from heqis_ros.testing import ros_graph
@@ -106,10 +107,11 @@ def start_fake() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch, request):
     monkeypatch.setenv('HEQIS_BOARD', 'compute')
     endpoint = f'tcp://127.0.0.1:{free_port()}'
-    with ros_graph({'control_endpoint': endpoint}) as graph:
+    params = {'control_endpoint': endpoint, **getattr(request, 'param', {})}
+    with ros_graph(params) as graph:
         bench = Bench(graph, endpoint)
         yield bench
         bench.link.close()
@@ -236,6 +238,54 @@ def test_it_comes_back_to_a_new_supervisor(bench) -> None:
     bench.link = SupervisorLink(endpoint)
     bench.until(lambda: bench.link.boards() == {'compute': bench.agent.start_id})
     assert bench.order(1, Transition.CONFIGURE).ok
+
+
+def reboot(bench, number: int, boot_id: str | None = None) -> Result:
+    bench.until(
+        lambda: bench.link.send('compute', Reboot(number, boot_id or vitals.boot_id())), 'sent'
+    )
+    return bench.result(number)
+
+
+def test_an_order_to_reboot_is_refused_where_no_command_is_named(bench) -> None:
+    answer = reboot(bench, 1)
+    assert (answer.ok, answer.text) == (False, 'the agent of board compute has no reboot_command')
+
+
+@pytest.mark.parametrize('bench', [{'reboot_command': 'mkdir "a board"'}], indirect=True)
+def test_the_command_is_run_once_for_this_boot_and_what_it_said_comes_back(
+    bench, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    late = reboot(bench, 1, 'a boot before')
+    assert (late.ok, 'has booted anew since' in late.text) == (False, True)
+    assert not Path('a board').exists()
+    done = reboot(bench, 2)
+    assert (done.ok, done.text) == (True, 'ran: mkdir "a board"')
+    assert Path('a board').is_dir()
+    again = reboot(bench, 3)
+    assert not again.ok
+    assert 'ended with 1; it said: mkdir: cannot create directory' in again.text
+    assert bench.agent.vitals.counters()['reboots'] == 2
+
+
+@pytest.mark.parametrize(
+    ('line', 'text'),
+    [
+        ('"open', 'No closing quotation'),
+        ('   ', 'names no program'),
+        ('/no/such/program now', 'there is no program /no/such/program'),
+    ],
+)
+def test_a_command_that_cannot_be_run_is_named_before_anything_starts(
+    monkeypatch, line, text
+) -> None:
+    monkeypatch.setenv('HEQIS_BOARD', 'compute')
+    params = {'control_endpoint': f'tcp://127.0.0.1:{free_port()}', 'reboot_command': line}
+    with ros_graph(params) as graph:
+        agent = graph.add(AgentNode())
+        assert agent.trigger_configure() == TransitionCallbackReturn.FAILURE
+        assert text in agent.vitals.failure
 
 
 def test_a_silent_supervisor_of_its_board_is_told_as_an_event_and_on_diagnostics(bench) -> None:

@@ -23,8 +23,9 @@ from heqis_core.control import (
     Transit,
     Transition,
 )
-from heqis_supervisor.facts import Facts, Step
+from heqis_supervisor.facts import Facts
 from heqis_supervisor.health import overall, report
+from heqis_supervisor.ladder import Step
 from heqis_supervisor.policy import initial, update
 
 ACTIVE = NodeState.ACTIVE

@@ -71,7 +71,10 @@ def test_a_board_is_reset_by_its_relay_and_latched_when_that_does_not_help(real_
     relay, agent, port = FakeDevice(), Agent(), free_port()
     resets = real_graph.folder / 'resets.yaml'
     resets.write_text(RESETS.format(port=port, hold_ms=HOLD_MS))
-    real_graph.supervisor_params = {'resets': resets, 'state_dir': real_graph.folder / 'state'}
+    real_graph.params['supervisor'] = {
+        'resets': resets,
+        'state_dir': real_graph.folder / 'state',
+    }
     beats: list[tuple[int, int, bool]] = []
     step = lambda: real_graph.values('board/compute').get('step')  # noqa: E731
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from heqis_core.control import Hello, Level
-from heqis_supervisor.facts import Asked, Facts, Note, Pulsed, Reset, Step
+from heqis_supervisor.facts import Asked, Facts, Note, Pulsed, Reset
 from heqis_supervisor.health import report
+from heqis_supervisor.ladder import Step
 from heqis_supervisor.policy import initial, latched, update
 from heqis_supervisor.reset.ledger import Uptime, decode, encode
 from heqis_supervisor.reset.policy import refusal

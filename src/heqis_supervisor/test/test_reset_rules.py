@@ -68,6 +68,7 @@ def test_no_file_and_no_boards_mean_no_resets(tmp_path: Path) -> None:
         ('  line: 17\n', '', 3, 'line'),
         ('drive: open_drain', 'drive: sideways', 8, 'push_pull'),
         ('line: 17', 'line: 17\n  hold_ms: 0', 7, 'hold_ms'),
+        ('line: 17', 'line: 17\n  soft_reboot: 3', 7, 'soft_reboot'),
         ('line: 17', 'line: 17\n  resets_max: 0', 7, 'resets_max'),
         ('line: 17', 'line: 17\n  reset_after_ms: 500', 3, 'an agent counts as silent after'),
         (

@@ -37,6 +37,9 @@ class Gate:
     def judge(self, decisions: Decisions) -> Decisions:
         return decisions
 
+    def settle(self, durable: bool) -> None:
+        """Nothing is remembered of what was judged."""
+
     def ready(self) -> bool:
         return True
 

@@ -43,6 +43,30 @@ def test_kill_switch_and_hold_refuse_every_signal_with_their_reason(frame) -> No
         assert verdict.reasons[1] == Reason.INSIDE_BAND
 
 
+def test_at_the_limit_only_the_side_that_is_served_goes_out(frame) -> None:
+    decisions = frame()
+    decisions.reasons |= np.uint32(Reason.AT_LIMIT_UP)
+    verdict = judge(decisions, 200, GateState())
+    assert verdict.action.tolist() == [Action.NONE, Action.HOLD, Action.NONE, Action.SELL]
+    assert verdict.reasons[2] == Reason.UP | Reason.AT_LIMIT_UP | Reason.PRICE_LIMIT
+    assert verdict.reasons[3] == Reason.DOWN | Reason.AT_LIMIT_UP
+    assert verdict.refusals() == {'price_limit': 1}
+    decisions = frame()
+    decisions.reasons |= np.uint32(Reason.AT_LIMIT_DOWN)
+    verdict = judge(decisions, 200, GateState())
+    assert verdict.action.tolist() == [Action.NONE, Action.HOLD, Action.BUY, Action.NONE]
+
+
+def test_the_reason_of_a_refusal_is_the_first_that_applies(frame) -> None:
+    decisions = frame()
+    decisions.reasons |= np.uint32(Reason.AT_LIMIT_UP)
+    assert judge(decisions, 201, GateState()).refusals() == {'stale': 2}
+    assert judge(decisions, 201, GateState(hold=True)).refusals() == {'held': 2}
+    both = GateState(kill_switch=True, hold=True)
+    assert judge(decisions, 201, both).refusals() == {'kill_switch': 2}
+    assert judge(frame(), 200, GateState()).refusals() == {}
+
+
 def test_the_clock_of_a_replay_is_the_newest_event_time_up_to_a_frame(frame) -> None:
     clock = EventClock()
     times = [clock.now_ns(frame(seq, event)) for seq, event in ((1, 100), (2, 110), (3, 105))]

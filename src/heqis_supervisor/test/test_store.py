@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from heqis_core.control import Event, Level
-from heqis_core.decision import Decisions, Predictions
+from heqis_core.decision import Decisions, Predictions, Reason
 from heqis_core.errors import ConfigError, JournalError
 from heqis_core.frame import Stage
 from heqis_core.io.journal import Journal
@@ -31,6 +31,7 @@ class Recorder:
         self.works = True
         self.received = True
         self.judged = 0
+        self.settled: list[bool] = []
         self.block = threading.Event()
         self.block.set()
 
@@ -38,6 +39,9 @@ class Recorder:
         self.judged += 1
         assert self.block.wait(10)
         return decisions
+
+    def settle(self, durable: bool) -> None:
+        self.settled.append(durable)
 
     def ready(self) -> bool:
         return self.listening
@@ -107,6 +111,52 @@ def test_a_frame_that_comes_again_is_answered_but_is_not_new(
     until(lambda: len(gate.published) == 2)
     assert gate.published == [(1, True), (1, False)]
     assert store.counters['duplicates'] == 1
+
+
+def test_only_new_frames_are_judged_and_settled_when_they_are_durable(
+    path: Path, store: Store, gate: Recorder, make
+) -> None:
+    with store._stepping:  # the thread stands still: all of them are one batch
+        store.attach(gate, batch=8, queue=1000)
+        for seq in (1, 2, 1, 2, 3):
+            store.put_decisions(make(seq))
+    until(lambda: len(gate.published) == 5)
+    assert gate.published == [(1, True), (2, True), (1, False), (2, False), (3, True)]
+    assert gate.judged == 3
+    assert gate.settled[-1]
+    with Journal.open(path, read_only=True) as journal:
+        assert journal.counts()['frames'] == 3
+        assert journal.counts()['conflicts'] == 0
+
+
+def test_what_could_not_be_written_is_settled_as_not_released_and_judged_again(
+    store: Store, gate: Recorder, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, failures = Journal.commit, [JournalError('disk full'), JournalError('disk full')]
+
+    def fail(journal: Journal, decisions, **options) -> list[bool]:
+        if failures and decisions:  # the thread may have committed before the first one came
+            raise failures.pop()
+        return commit(journal, decisions, **options)
+
+    monkeypatch.setattr(Journal, 'commit', fail)
+    store.attach(gate, batch=8, queue=1000)
+    store.put_decisions(make(1))
+    until(lambda: gate.published == [(1, True)])
+    assert gate.settled[:3] == [False, False, True]
+    assert gate.judged == 3
+
+
+def test_refusals_are_counted_by_reason_once_for_each_frame(
+    store: Store, gate: Recorder, make
+) -> None:
+    refused = make(1).refuse(np.ones(4, bool), Reason.MAX_BUYS)
+    store.attach(gate, batch=8, queue=1000)
+    for item in (refused, refused, make(2), make(3).refuse(np.ones(4, bool), Reason.STALE)):
+        store.put_decisions(item)
+    until(lambda: len(gate.published) == 4)
+    counted = {k: n for k, n in store.counters.items() if k.startswith('refused.') and n}
+    assert counted == {'refused.max_buys': 2, 'refused.stale': 2}
 
 
 def test_what_was_not_published_is_published_at_the_next_start(path: Path, make) -> None:

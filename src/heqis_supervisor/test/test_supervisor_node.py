@@ -216,6 +216,67 @@ def test_a_reset_is_refused_honestly_while_there_is_no_driver(real_graph) -> Non
     real_graph.until(lambda: 'reset_refused compute' in kinds(real_graph), 5, 'the event')
 
 
+def stamp_ns(message) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def told(real, name: str, from_ns: int, until_ns: int) -> list[tuple[int, bytes]]:
+    """Return when and with which level a part was told on /diagnostics, by their stamps."""
+    parts = [
+        (stamp_ns(message), status.level)
+        for message in real.told
+        for status in message.status
+        if status.name == f'heqis/{name}'
+    ]
+    return [(at_ns, level) for at_ns, level in parts if from_ns <= at_ns < until_ns]
+
+
+def when(real, kind: str, subject: str, after_ns: int = 0) -> int:
+    """Return the stamp of an event that came, or 0."""
+    found = [e.stamp_ns for e in real.events if (e.kind, e.subject) == (kind, subject)]
+    return next((at_ns for at_ns in found if at_ns > after_ns), 0)
+
+
+def test_every_change_is_on_diagnostics_within_a_second_and_nothing_broken_is_ever_ok(
+    real_graph,
+) -> None:
+    up(real_graph)
+
+    def break_and_check(name: str, fault, kind: str, subject: str, back: str) -> None:
+        asked_ns = time.time_ns()
+        fault()
+        real_graph.until(lambda: when(real_graph, kind, subject, asked_ns), 20, kind)
+        seen_ns = when(real_graph, kind, subject, asked_ns)
+        real_graph.until(lambda: when(real_graph, back, name, seen_ns), UP_S, back)
+        back_ns = when(real_graph, back, name, seen_ns)
+        # One more message after it, so that nothing that belongs to the time before is missing.
+        real_graph.until(lambda: stamp_ns(real_graph.told[-1]) > back_ns + 10**9, 10, 'later ones')
+        between = told(real_graph, f'node/{name}', seen_ns, back_ns)
+        assert between, f'{kind}: not one message while it was broken'
+        assert between[0][0] - seen_ns < 1e9, kind
+        assert b'\x00' not in {level for _, level in between}, kind
+        after = told(real_graph, f'node/{name}', back_ns, back_ns + 10**9)
+        good = b'\x00' if back == 'node_up' else b'\x02'
+        assert good in {level for _, level in after}, f'{back} within a second'
+
+    def refuse_and_kill() -> None:
+        real_graph.environment['FAKE_REFUSALS'] = 'thinker'
+        real_graph.signal('brain', signal.SIGKILL)
+
+    brain, thinker = 'compute/brain', 'thinker'
+    stop = lambda: real_graph.signal('brain', signal.SIGSTOP)  # noqa: E731
+    break_and_check(thinker, stop, 'process_lost', brain, 'node_up')
+    block = lambda: real_graph.order(thinker, 'block')  # noqa: E731
+    break_and_check(thinker, block, 'process_hung', brain, 'node_up')
+    fall = lambda: real_graph.order(thinker, 'fault')  # noqa: E731
+    break_and_check(thinker, fall, 'node_failed', thinker, 'node_up')
+    break_and_check(thinker, refuse_and_kill, 'node_failed', thinker, 'latched')
+    latched_ns = when(real_graph, 'latched', thinker)
+    real_graph.until(lambda: stamp_ns(real_graph.told[-1]) > latched_ns + 3 * 10**9, 10, 'more')
+    later = told(real_graph, 'node/thinker', latched_ns, 2**63)
+    assert {level for _, level in later} == {b'\x02'}, 'and it stays so'
+
+
 def test_rules_that_cannot_be_used_are_named_and_nothing_starts(real_graph) -> None:
     real_graph.rules.write_text(real_graph.rules.read_text().replace('hang_ms', 'hang_s'))
     with pytest.raises(ConfigError):

@@ -18,6 +18,9 @@ import numpy as np
 from heqis_compute.engines.cuda_port import Array, Device
 from heqis_core.errors import EngineError
 
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING, for which pycuda has no name."""
+
 
 class PyCuda:
     """CUDA on device 0 by the driver API."""
@@ -61,8 +64,14 @@ class PyCuda:
 
     def free(self, address: int) -> None:
         """Free memory of the device."""
+        allocation = self._allocations.pop(address, None)
+        if allocation is None:
+            raise EngineError(
+                f'{self.name}: DeviceAllocation.free failed: {address:#x} is invalid, it is not '
+                'allocated'
+            )
         with self._named('DeviceAllocation.free'):
-            self._allocations.pop(address).free()
+            allocation.free()
 
     def pinned(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
         """Return a C-ordered array in page-locked memory."""
@@ -77,9 +86,9 @@ class PyCuda:
             allocation.free()
 
     def stream(self) -> int:
-        """Return a new stream."""
+        """Return a new non-blocking stream."""
         with self._named('Stream'):
-            stream = self._driver.Stream()
+            stream = self._driver.Stream(_NON_BLOCKING)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 

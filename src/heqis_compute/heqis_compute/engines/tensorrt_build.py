@@ -109,7 +109,7 @@ def build_plan(
     # Orin NX and AGX have one, Orin Nano has none.
     dla = flags.dla and builder.num_DLA_cores > 0
     config = _configure(trt, builder, flags, dla)
-    cache = _timing_cache(config, timing)
+    cache = _timing_cache(config, timing, log)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(
@@ -162,12 +162,16 @@ def _configure(trt: Any, builder: Any, flags: BuildFlags, dla: bool) -> Any:
     return config
 
 
-def _timing_cache(config: Any, timing: bytes) -> Any:
+def _timing_cache(config: Any, timing: bytes, log: Any) -> Any:
+    log.errors.clear()
     cache = config.create_timing_cache(timing)
-    # Damaged, or of another GPU: begin an empty one.
-    if cache is None or not config.set_timing_cache(cache, False):
+    # Damaged, or of another GPU: begin an empty one. 8.5 and 8.6 refuse what they have written
+    # themselves, log that as an error, and accept a cache that they do not use.
+    if cache is None or log.errors or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b'')
         config.set_timing_cache(cache, False)
+    # No reason for a build that fails later.
+    log.errors.clear()
     return cache
 
 

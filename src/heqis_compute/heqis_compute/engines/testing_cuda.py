@@ -38,6 +38,7 @@ class FakeGpu:
         refuses_capture: make the end of each capture fail, as a model that synchronises would.
         memory_left: bytes that can still be allocated.
         launches: graphs launched so far.
+        blocking: streams that wait for the default one.
     """
 
     def __init__(self, devices: int | None = 1) -> None:
@@ -53,6 +54,7 @@ class FakeGpu:
         self.streams: dict[int, list[Work]] = {}
         self.captures: dict[int, list[Work]] = {}
         self.graphs: dict[int, list[Work]] = {}
+        self.blocking: set[int] = set()
         self._next = 100
 
     def count(self) -> int:
@@ -66,6 +68,14 @@ class FakeGpu:
         """Return a number that no handle has."""
         self._next += 1
         return self._next
+
+    def new_stream(self, flags: int) -> int:
+        """Return a stream; flag 1 says that it does not wait for the default one."""
+        stream = self.new()
+        self.streams[stream] = []
+        if not flags & 1:
+            self.blocking.add(stream)
+        return stream
 
     def allocate(self, size: int, place: dict[int, Any]) -> int:
         """Return the address of new bytes, kept in `place`."""
@@ -203,9 +213,7 @@ def fake_runtime(gpu: FakeGpu) -> Any:
 
     @function(1)
     def cudaStreamCreateWithFlags(flags: int) -> Handle:  # noqa: N802
-        stream = gpu.new()
-        gpu.streams[stream] = []
-        return Handle(stream)
+        return Handle(gpu.new_stream(flags))
 
     @function(0)
     def cudaStreamDestroy(stream: int) -> None:  # noqa: N802
@@ -348,8 +356,7 @@ def fake_pycuda(gpu: FakeGpu) -> Any:
 
     class Stream:
         def __init__(self, flags: int = 0) -> None:
-            self.handle = gpu.new()
-            gpu.streams[self.handle] = []
+            self.handle = gpu.new_stream(flags)
 
         def synchronize(self) -> None:
             checked(gpu.wait, self.handle)

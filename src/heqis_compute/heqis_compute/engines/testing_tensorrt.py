@@ -148,7 +148,8 @@ def fake_tensorrt(version: str, gpu: FakeGpu, dla_cores: int = 0) -> Any:
             return self._data
 
     class IBuilderConfig(Strict):
-        def __init__(self) -> None:
+        def __init__(self, logger: Any) -> None:
+            self._log = logger
             self._flags = {'TF32'}
             self._timing: ITimingCache | None = None
             self.default_device_type = module.DeviceType.GPU
@@ -166,11 +167,16 @@ def fake_tensorrt(version: str, gpu: FakeGpu, dla_cores: int = 0) -> Any:
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
             data = bytes(memoryview(serialized_timing_cache))
+            if data.startswith(b'unreadable'):
+                error(self._log, 'The timing cache will not be used!')
+                return ITimingCache(data)
             good = not data or data.startswith(b'timing ')
             return ITimingCache(data) if good else None
 
         def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-            if cache._data and cache._data != f'timing {gpu.name}'.encode():
+            # What could not be read is accepted all the same, as 8.6.0 does.
+            known = (b'', f'timing {gpu.name}'.encode())
+            if cache._data not in known and not cache._data.startswith(b'unreadable'):
                 return False
             self._timing = cache
             return True
@@ -185,7 +191,7 @@ def fake_tensorrt(version: str, gpu: FakeGpu, dla_cores: int = 0) -> Any:
             return INetworkDefinition(flags)
 
         def create_builder_config(self) -> IBuilderConfig:
-            return IBuilderConfig()
+            return IBuilderConfig(self._log)
 
         def build_serialized_network(
             self, network: INetworkDefinition, config: IBuilderConfig

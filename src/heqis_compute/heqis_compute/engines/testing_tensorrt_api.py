@@ -57,7 +57,7 @@ INetworkDefinition: add_activation add_assertion add_cast add_concatenation add_
   add_select add_shape add_shuffle add_slice add_softmax add_topk add_unary builder
   error_recorder get_input get_layer get_output has_explicit_precision
   has_implicit_batch_dimension mark_output mark_output_for_shapes name num_inputs num_layers
-  num_outputs remove_tensor serialize set_weights_name unmark_output unmark_output_for_shapes
+  num_outputs remove_tensor set_weights_name unmark_output unmark_output_for_shapes
 ITensor: allowed_formats broadcast_across_batch dtype dynamic_range get_dimension_name
   is_execution_tensor is_network_input is_network_output is_shape_tensor location name
   reset_dynamic_range set_dimension_name set_dynamic_range shape
@@ -123,7 +123,7 @@ INetworkDefinition: add_activation add_assertion add_cast add_concatenation add_
   add_shape add_shuffle add_slice add_softmax add_topk add_unary are_weights_marked_refittable
   builder error_recorder flags get_flag get_input get_layer get_output
   has_implicit_batch_dimension is_debug_tensor mark_debug mark_output mark_output_for_shapes
-  mark_weights_refittable name num_inputs num_layers num_outputs remove_tensor serialize
+  mark_weights_refittable name num_inputs num_layers num_outputs remove_tensor
   set_weights_name unmark_debug unmark_output unmark_output_for_shapes unmark_weights_refittable
 ITensor: allowed_formats broadcast_across_batch dtype dynamic_range get_dimension_name
   is_execution_tensor is_network_input is_network_output is_shape_tensor location name
@@ -193,7 +193,7 @@ INetworkDefinition: add_activation add_assertion add_attention add_attention_v2 
   add_topk add_unary add_unsqueeze are_weights_marked_refittable builder error_recorder flags
   get_flag get_input get_layer get_output has_implicit_batch_dimension is_debug_tensor mark_debug
   mark_output mark_output_for_shapes mark_unfused_tensors_as_debug_tensors
-  mark_weights_refittable name num_inputs num_layers num_outputs remove_tensor serialize
+  mark_weights_refittable name num_inputs num_layers num_outputs remove_tensor
   set_weights_name unmark_debug unmark_output unmark_output_for_shapes
   unmark_unfused_tensors_as_debug_tensors unmark_weights_refittable
 ITensor: allowed_formats broadcast_across_batch dtype get_dimension_name is_execution_tensor

@@ -26,7 +26,7 @@ from heqis_core.errors import ConfigError, DataError
 from heqis_core.io.journal import Journal
 from heqis_core.io.journal_check import JournalCheck, check
 from heqis_core.io.journal_file import damaged
-from heqis_core.io.journal_reader import FrameRow, SignalRow
+from heqis_core.io.journal_reader import FrameRow, HoldingRow, SignalRow
 
 WELL, FINDINGS = 0, 1
 """Exit status of a check; a journal that cannot be opened is an error, and ends in 2."""
@@ -34,13 +34,14 @@ WELL, FINDINGS = 0, 1
 RESET = 'reset'
 """How the kinds of all events about resets begin."""
 
-_WHAT = ('signals', 'frames', 'events', 'resets')
+_WHAT = ('signals', 'frames', 'holdings', 'events', 'resets')
 _TABLES = ('decisions', 'signals', 'events')
 _PIPE_WIDTH = 160
 _UNIX = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _EXAMPLES = """examples:
   heqis journal show run/journal.sqlite                          # the last 20 signals
   heqis journal show run/journal.sqlite --symbol 600519.SH --since 2024-06-28
+  heqis journal show run/journal.sqlite holdings                 # bought and not sold
   heqis journal show run/journal.sqlite events --last 100 --json
   heqis journal export run/journal.sqlite --out journal/         # Parquet
   heqis journal check run/journal.sqlite                         # 0 well, 1 findings
@@ -58,12 +59,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    show = _add(actions, 'show', 'the newest signals, frames, events or resets', run_show)
+    show = _add(actions, 'show', 'the newest signals, frames, events, and more', run_show)
     show.add_argument(
         'what', nargs='?', choices=_WHAT, default='signals', help='default %(default)s'
     )
     show.add_argument('--last', type=_count, default=20, metavar='N', help='default %(default)s')
-    show.add_argument('--symbol', metavar='NAME', help='signals of this symbol alone')
+    show.add_argument('--symbol', metavar='NAME', help='signals or holdings of this symbol alone')
     _add_since(show)
     show.add_argument('--json', action='store_true', help='one JSON object a line')
     export = _add(actions, 'export', 'decisions, signals and events as Parquet', run_export)
@@ -106,12 +107,15 @@ def run_show(args: argparse.Namespace) -> int:
     """Print the newest rows, oldest first; return the exit status."""
     zone = _zone(args.tz)
     since_ns = _since_ns(args.since, zone)
-    if args.symbol is not None and args.what != 'signals':
+    if args.symbol is not None and args.what not in ('signals', 'holdings'):
         raise ConfigError(f'--symbol: {args.what} have no symbol; leave it out, or show signals')
     with Journal.open(args.path, read_only=True) as journal:
         if args.what == 'signals':
             signals = journal.last_signals(args.last, symbol=args.symbol, since_ns=since_ns)
             rows = [_signal(row, zone) for row in signals]
+        elif args.what == 'holdings':
+            held = journal.last_holdings(args.last, symbol=args.symbol, since_ns=since_ns)
+            rows = [_holding(row, zone) for row in held]
         elif args.what == 'frames':
             found = journal.last_frames(args.last, since_ns=since_ns)
             rows = [_frame(row, zone) for row in found]
@@ -186,6 +190,10 @@ def _signal(row: SignalRow, zone: tzinfo) -> dict[str, Any]:
         'reasons': ','.join(reason_names(row.reasons)),
         **_identity(row, zone),
     }
+
+
+def _holding(row: HoldingRow, zone: tzinfo) -> dict[str, Any]:
+    return {'since': _time(row.since_ns, zone), 'symbol': row.symbol, 'stream': row.stream}
 
 
 def _frame(row: FrameRow, zone: tzinfo) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from heqis_core.frame import Stage
 from heqis_core.io import journal_drop as drop
 from heqis_core.io import journal_file as file
 from heqis_core.io import journal_format as fmt
+from heqis_core.io import journal_holdings as holdings
 from heqis_core.io.journal_reader import JournalReader
 
 MAX_PREDICTIONS = 50_000
@@ -43,6 +44,7 @@ _INSERT_FRAME = (
     'INSERT INTO frames VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) '
     'ON CONFLICT (stream, event_time_ns, revision) DO NOTHING'
 )
+_SELECT_KEY = 'SELECT 1 FROM frames WHERE stream = ? AND event_time_ns = ? AND revision = ?'
 _INSERT_PREDICTIONS = (
     'INSERT INTO predictions (stream, event_time_ns, revision, epoch, seq, bundle_id, generators, '
     'served, universe, body) VALUES (?,?,?,?,?,?,?,?,?,?)'
@@ -87,6 +89,8 @@ class Journal(JournalReader):
         self._published = int(self.get_meta('published') or 0)
         self._published_written = self._published
         self._floors: dict[str, int] = json.loads(self.get_meta('floors') or '{}')
+        self._held = set() if self.read_only else holdings.load(db)
+        self._moved: dict[holdings.Key, int | None] = {}
 
     @classmethod
     def open(
@@ -185,6 +189,17 @@ class Journal(JournalReader):
                     item.stamps[_COMMITTED] = now
         return new
 
+    def fresh(self, decisions: Sequence[Decisions]) -> list[bool]:
+        """Say of each frame whether it would be new to `commit`."""
+        seen: set[tuple[str, int, int]] = set()
+        new: list[bool] = []
+        for item in decisions:
+            key = item.stream, item.event_time_ns, item.revision
+            known = key in seen or self._is_forgotten(item) or self._one(_SELECT_KEY, key)
+            new.append(not known)
+            seen.add(key)
+        return new
+
     def add_predictions(self, predictions: Sequence[Predictions]) -> None:
         """Write predictions, in one transaction; the oldest beyond the limit go."""
         self.commit((), predictions=predictions)
@@ -203,6 +218,13 @@ class Journal(JournalReader):
                 self._db.execute(_INSERT_COMMIT, row)
         self._next_id += len(saved)
         return len(saved)
+
+    def set_holdings(self, held: Sequence[tuple[str, str, int]]) -> None:
+        """Put what is held, as `holdings` gives it, in the place of what is known: a repair."""
+        with self._transaction():
+            self._moved = dict.fromkeys(self._held)
+            self._moved |= {(stream, symbol): since_ns for stream, symbol, since_ns in held}
+            holdings.write(self._db, self._moved)
 
     @property
     def position(self) -> int:
@@ -281,6 +303,7 @@ class Journal(JournalReader):
                 f'{self.path} was opened to be read; the process of the risk gate writes it'
             )
         known = len(self._universes)
+        self._moved = {}
         try:
             self._db.execute('BEGIN IMMEDIATE')
             self._write_trailer()
@@ -295,6 +318,8 @@ class Journal(JournalReader):
             raise
         self._unwritten_commit = None
         self._published_written = self._published
+        for key, since_ns in self._moved.items():
+            (self._held.discard if since_ns is None else self._held.add)(key)
 
     def _write_trailer(self) -> None:
         if self._unwritten_commit is not None:
@@ -304,25 +329,37 @@ class Journal(JournalReader):
 
     def _insert_frames(self, items: Sequence[Decisions]) -> list[bool]:
         """Insert frames from `_next_id` on and say for each whether it is new."""
+        new, rows = self._insert_new(items)
+        saved = [item for item, fresh in zip(items, new, strict=True) if fresh]
+        frames = dict(enumerate(saved, self._next_id))
+        self._moved = holdings.moves(self._held, frames, rows)
+        if self._moved:
+            holdings.write(self._db, self._moved)
+        return new
+
+    def _insert_new(self, items: Sequence[Decisions]) -> tuple[list[bool], list[fmt.IndexRow]]:
         first = self._next_id
         # All at once, which is how they nearly always come; one by one where a key is not new.
         if len(items) > 1 and not any(self._is_forgotten(item) for item in items):
             known = len(self._universes)
             self._db.execute('SAVEPOINT batch')
-            done = self._insert(first, items)
-            if not done:
+            rows = self._insert(first, items)
+            if rows is None:
                 self._db.execute('ROLLBACK TO batch')
                 self._forget_universes(known)
             self._db.execute('RELEASE batch')
-            if done:
-                return [True] * len(items)
+            if rows is not None:
+                return [True] * len(items), rows
         new: list[bool] = []
+        index: list[fmt.IndexRow] = []
         for item in items:
-            new.append(not self._is_forgotten(item) and self._insert(first + sum(new), [item]))
-        return new
+            rows = None if self._is_forgotten(item) else self._insert(first + sum(new), [item])
+            new.append(rows is not None)
+            index += rows or []
+        return new, index
 
-    def _insert(self, first_id: int, items: Sequence[Decisions]) -> bool:
-        """Insert frames and their index; return False if not all are new."""
+    def _insert(self, first_id: int, items: Sequence[Decisions]) -> list[fmt.IndexRow] | None:
+        """Insert frames and their index, which is returned; None if not all are new."""
         bodies = [fmt.pack_body(item) for item in items]
         index, *counts = fmt.indexed(first_id, items)
         rows = [
@@ -330,10 +367,10 @@ class Journal(JournalReader):
             for i, (item, *packed) in enumerate(zip(items, bodies, *counts, strict=True))
         ]
         if self._db.executemany(_INSERT_FRAME, rows).rowcount != len(rows):
-            return False
+            return None
         if index:
             self._db.executemany(_INSERT_SIGNAL, index)
-        return True
+        return index
 
     def _is_forgotten(self, item: Decisions) -> bool:
         """Whether a frame is as old as those that were dropped: it never counts as new again."""

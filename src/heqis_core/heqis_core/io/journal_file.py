@@ -10,6 +10,7 @@ from typing import IO
 
 from heqis_core.errors import JournalError
 from heqis_core.io import journal_format as fmt
+from heqis_core.io import journal_holdings as holdings
 from heqis_core.io.file_lock import HeldError, hold_file
 
 _FULL = 2
@@ -39,8 +40,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         empty = db.execute('SELECT COUNT(*) FROM sqlite_master').fetchone()[0] == 0
-        if not empty:
-            _check_kind(path, db)
+        old = not empty and _check_kind(path, db) < fmt.SCHEMA_VERSION
         if empty:
             db.execute('PRAGMA auto_vacuum=INCREMENTAL')
         db.execute('PRAGMA synchronous=FULL')
@@ -57,6 +57,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
                 f'BEGIN IMMEDIATE; PRAGMA application_id={fmt.APPLICATION_ID}; '
                 f'PRAGMA user_version={fmt.SCHEMA_VERSION}; {fmt.SCHEMA} COMMIT;'
             )
+        if old:
+            holdings.upgrade(db)
     except BaseException:
         db.close()
         raise
@@ -108,12 +110,14 @@ def failure(path: Path, error: sqlite3.Error) -> JournalError:
     return JournalError(f'journal {path}: {text}; check the file, its folder and its disk')
 
 
-def _check_kind(path: Path, db: sqlite3.Connection) -> None:
+def _check_kind(path: Path, db: sqlite3.Connection) -> int:
+    """Return the version of a journal's schema."""
     if db.execute('PRAGMA application_id').fetchone()[0] != fmt.APPLICATION_ID:
         raise JournalError(f'{path} is a database, but no HEQIS journal; choose another path')
-    version = db.execute('PRAGMA user_version').fetchone()[0]
-    if version != fmt.SCHEMA_VERSION:
+    version = int(db.execute('PRAGMA user_version').fetchone()[0])
+    if version not in fmt.READABLE:
         raise JournalError(
             f'journal {path} has schema {version}, this version reads {fmt.SCHEMA_VERSION}; '
             'run the version that wrote it, or choose another path'
         )
+    return version

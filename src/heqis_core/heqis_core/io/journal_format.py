@@ -33,7 +33,9 @@ from heqis_core.decision import REFUSALS, Action, Decisions, Predictions, Reason
 from heqis_core.errors import JournalError
 from heqis_core.frame import N_STAGES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, SCHEMA_VERSION)
+"""Versions that can be read; 1 had no holdings, which the writer adds at its next start."""
 APPLICATION_ID = 0x4845514A
 """`PRAGMA application_id` of a journal: HEQJ."""
 
@@ -52,7 +54,17 @@ OWN_META = ('published', 'conflicts', 'name', 'floors', *ARCHIVED.values())
 IndexRow = tuple[int, int, str, int, int, float]
 """A row of `signal_index`: frame, place, symbol, action, reasons, score."""
 
-SCHEMA = """
+HOLDINGS = """
+CREATE TABLE holdings (
+    stream TEXT NOT NULL,
+    symbol TEXT NOT NULL,
+    since_ns INTEGER NOT NULL,
+    PRIMARY KEY (stream, symbol)
+) WITHOUT ROWID;
+"""
+"""What the released signals add up to: symbols bought and not sold, each since an event time."""
+
+SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE universes (id INTEGER PRIMARY KEY, names TEXT NOT NULL UNIQUE);
 CREATE TABLE frames (
@@ -109,7 +121,7 @@ CREATE TABLE events (
     subject TEXT NOT NULL,
     text TEXT NOT NULL
 );
-"""
+{HOLDINGS}"""
 
 
 def signed(value: int) -> int:
@@ -183,12 +195,6 @@ def row_crc(item: Decisions, stamps: bytes, body: bytes) -> int:
         f'{item.stream}\0{item.event_time_ns}\0{item.revision}\0{item.bundle_id}\0{item.generator}'
     )
     return zlib.crc32(body, zlib.crc32(stamps, zlib.crc32(head.encode())))
-
-
-def refused(item: Decisions) -> npt.NDArray[np.bool_]:
-    """Return bool (S,): which decisions were signals until the risk gate refused them."""
-    hit: npt.NDArray[np.bool_] = ((item.reasons & _REFUSAL_BITS) != 0) & (item.action == _NONE)
-    return hit
 
 
 def indexed(
@@ -269,7 +275,7 @@ def same_proposal(one: Decisions, other: Decisions) -> bool:
     keep = ~_REFUSAL_BITS
     if not np.array_equal(one.reasons[said] & keep, other.reasons[said] & keep):
         return False
-    untouched = said & ~(refused(one) | refused(other))
+    untouched = said & ~(one.is_refused() | other.is_refused())
     return bool(np.array_equal(one.action[untouched], other.action[untouched]))
 
 

@@ -92,6 +92,14 @@ class FrameRow(NamedTuple):
     committed_ns: int
 
 
+class HoldingRow(NamedTuple):
+    """A symbol that the released signals of a stream bought and did not sell since."""
+
+    stream: str
+    symbol: str
+    since_ns: int
+
+
 class JournalReader:
     """The questions; `Journal` adds opening and writing."""
 
@@ -155,6 +163,50 @@ class JournalReader:
     def last_position(self) -> int:
         """Return the position after the newest frame that is committed."""
         return int(self._one('SELECT COALESCE(MAX(id), 0) FROM frames')[0])
+
+    def holdings(self) -> list[HoldingRow]:
+        """Return what is held, by stream and symbol.
+
+        Raises JournalError if an older version wrote the journal last: that kept none.
+        """
+        return list(self._holdings('ORDER BY stream, symbol'))
+
+    def last_holdings(
+        self, n: int, *, symbol: str | None = None, since_ns: int | None = None
+    ) -> list[HoldingRow]:
+        """Return the newest `n` of `holdings`, oldest first, of a symbol or of all.
+
+        `since_ns` leaves out those that are held for longer.
+        """
+        where = (
+            'WHERE symbol = COALESCE(?, symbol) AND since_ns >= ? '
+            'ORDER BY since_ns DESC, stream DESC, symbol DESC LIMIT ?'
+        )
+        since_ns = _NEVER if since_ns is None else since_ns
+        return list(self._holdings(where, (symbol, since_ns, n)))[::-1]
+
+    def _holdings(self, where: str, args: Sequence[object] = ()) -> Iterator[HoldingRow]:
+        if self._one('PRAGMA user_version')[0] < fmt.SCHEMA_VERSION:
+            raise JournalError(
+                f'journal {self.path} says nothing of holdings, an older version wrote it: '
+                'the next start of the risk gate adds them'
+            )
+        for row in self.rows(f'SELECT stream, symbol, since_ns FROM holdings {where}', args):
+            yield HoldingRow(*row)
+
+    def last_committed(self) -> dict[str, int]:
+        """Return the event time of the frame of each stream that was committed last."""
+        sql = 'SELECT event_time_ns FROM frames WHERE stream = ? ORDER BY id DESC LIMIT 1'
+        streams = [row[0] for row in self.rows('SELECT DISTINCT stream FROM frames')]
+        return {str(stream): int(self._one(sql, (stream,))[0]) for stream in streams}
+
+    def released_since(self, stream: str, event_time_ns: int) -> list[tuple[int, int]]:
+        """Return event time and number of signals of each frame of a stream from a time on."""
+        sql = (
+            'SELECT event_time_ns, n_signals FROM frames '
+            'WHERE stream = ? AND event_time_ns >= ? AND n_signals > 0'
+        )
+        return [(int(at), int(n)) for at, n in self.rows(sql, (stream, event_time_ns))]
 
     def newest_positions(self) -> tuple[int, ...]:
         """Return the position of the frame of each stream that `newest` gives."""

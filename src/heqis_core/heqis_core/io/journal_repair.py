@@ -2,9 +2,9 @@
 """Save what can be read of a damaged journal: `python3 -m heqis_core.io.journal_repair PATH`.
 
 Every frame whose row stands in a leaf that can be read and whose checksum holds, wherever the tree
-above it is damaged, events and named texts (the kill switch) go into a new journal; the damaged
-file is only read. Predictions are left behind: they can be made again. Saved frames count as
-published: a repair never sends an old signal once more.
+above it is damaged, events, holdings and named texts (the kill switch) go into a new journal; the
+damaged file is only read. Predictions are left behind: they can be made again. Saved frames count
+as published: a repair never sends an old signal once more.
 """
 
 from __future__ import annotations
@@ -154,6 +154,9 @@ def _save(damaged: _Damaged, target: Path) -> dict[str, tuple[int, int]]:
         for some in _blocks(first_events, events):
             journal.add_events(some)
             n_events += len(some)
+        # The signals that moved them may be among what was lost, or in the archive.
+        for held in _readable(lambda: [damaged.holdings()]):
+            journal.set_holdings(held)
         for key, value in _readable(damaged.named):
             journal.set_meta(key, value)
         journal.mark_published()

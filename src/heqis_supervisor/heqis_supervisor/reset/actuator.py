@@ -66,7 +66,8 @@ class Actuator:
     def put(self, minds: Mapping[str, ResetMind], orders: tuple[Reset, ...]) -> None:
         """Hand what is known over, and what is to be done; what did not change is not written."""
         lasting = {
-            board: (m.boot_id, m.begun_s, m.latched, m.running) for board, m in minds.items()
+            board: (m.boot_id, m.begun_s, m.escalated, m.latched, m.running)
+            for board, m in minds.items()
         }
         if orders or lasting != self._put:
             self._put = lasting
@@ -121,6 +122,8 @@ class Actuator:
     ) -> Pulsed:
         if problem:
             return Pulsed(order.id, False, f'{problem}: nothing was done')
+        if order.soft:
+            return Pulsed(order.id, True, 'is on the record')
         board, rule = order.board, self._rules[order.board]
         held.add(board)
         try:

@@ -109,7 +109,7 @@ class CommandDriver:
             if time.monotonic() > end_s:
                 return f'not at its end after {self._rule.timeout_ms} ms, killed'
             if stop.wait(LOOK_S):
-                return 'killed, because the supervisor is ending'
+                return 'killed, because this process is ending'
         code = process.returncode
         return '' if code == 0 else f'ended with {code}'
 

@@ -40,6 +40,7 @@ def read_uptime(boot_id: str) -> Uptime:
 class _Running(msgspec.Struct, frozen=True):
     reason: str
     boot_before: str
+    soft: bool = False
 
 
 class _Board(msgspec.Struct, frozen=True):
@@ -47,6 +48,7 @@ class _Board(msgspec.Struct, frozen=True):
     ages_s: tuple[float, ...]
     latched: str
     running: _Running | None
+    escalated: bool = False
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -82,19 +84,27 @@ def decode(
         if record.running is not None:
             deadline_s = time_s + rules[board].boot_ms / 1000
             was = record.running
-            running = Resetting(0, was.reason, was.boot_before, deadline_s, acted=True)
+            running = Resetting(0, was.reason, was.boot_before, deadline_s, True, was.soft)
         begun_s = tuple(time_s - max(0.0, age_s) - passed_s for age_s in record.ages_s)
         found[board] = ResetMind(
-            record.boot_id, begun_s=begun_s, running=running, latched=record.latched
+            record.boot_id,
+            begun_s=begun_s,
+            running=running,
+            escalated=record.escalated,
+            latched=record.latched,
         )
     return found
 
 
 def _to_record(mind: ResetMind, time_s: float) -> _Board:
     running = mind.running
-    kept = None if running is None else _Running(running.reason, running.boot_before)
+    kept = None if running is None else _to_running(running)
     ages_s = tuple(time_s - begun_s for begun_s in mind.begun_s)
-    return _Board(mind.boot_id, ages_s, mind.latched, kept)
+    return _Board(mind.boot_id, ages_s, mind.latched, kept, mind.escalated)
+
+
+def _to_running(running: Resetting) -> _Running:
+    return _Running(running.reason, running.boot_before, running.soft)
 
 
 class Ledger:

@@ -29,6 +29,7 @@ class _When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         boot_ms: time from the reset until its agent must report in with a new boot identity.
         resets_max, window_ms: most resets within the window.
         cooldown_ms: least time between two resets.
+        soft_reboot: whether its own agent is asked to reboot it when kills bring no process back.
     """
 
     board: str
@@ -37,6 +38,7 @@ class _When(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     resets_max: Annotated[int, msgspec.Meta(ge=1, le=100)] = 3
     window_ms: Annotated[int, msgspec.Meta(ge=1_000, le=604_800_000)] = 3_600_000
     cooldown_ms: Annotated[int, msgspec.Meta(ge=0, le=604_800_000)] = 60_000
+    soft_reboot: bool = False
 
     def __post_init__(self) -> None:
         """Check what concerns more than one field."""
@@ -178,6 +180,17 @@ ResetRule = Union[GpioReset, ModbusReset, CommandReset, DryRun]  # noqa: UP007 -
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal[1]
     resets: tuple[ResetRule, ...]
+
+
+def reboot_command(board: str, line: str) -> CommandReset:
+    """Return the command by which an agent reboots its board; raise ConfigError."""
+    try:
+        argv = tuple(shlex.split(line))
+    except ValueError as error:
+        raise ConfigError(f'reboot_command: {line!r}: {error}') from None
+    if not argv:
+        raise ConfigError(f'reboot_command: {line!r} names no program')
+    return CommandReset(board=board, argv=argv)
 
 
 def load_resets(
