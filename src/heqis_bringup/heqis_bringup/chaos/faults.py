@@ -250,6 +250,7 @@ def _table() -> tuple[Fault, ...]:
             _parts(JOURNAL),
             targets=(JOURNAL,),
             restarts=True,
+            hold_s=HELD_S,
             check=do.says_how_to_repair,
             harms=True,
         ),

@@ -27,7 +27,7 @@ BACK_S = 90.0
 SETTLE_S = 1.0
 """What shows only after everything is well again still belongs to the fault."""
 ARRIVE_S = 5.0
-"""Time for signals that are in the journal to reach the bench."""
+"""Time for open frames to reach the journal, and for signals in it to reach the bench."""
 
 REPAIRED = 'repaired'
 """Kind of the answer whose text says, as JSON, what a repair saved and lost of each table."""
@@ -194,13 +194,13 @@ def _judge(graph: Graph, fault: Fault, trial: Trial, before: _Before, ended_s: f
     signals = [at_s for at_s, _ in graph.record.signalled(before.began_s)]
     trial.frame_s = None if frame_s is None else frame_s - ended_s
     after = [at_s for at_s in signals if frame_s is not None and at_s >= frame_s - TICK_S]
-    trial.signal_s = after[0] - ended_s if after else None
+    trial.signal_s = max(0.0, after[0] - ended_s) if after else None
     trial.touched = _touched(graph, fault, before, seen)
     trial.problems += [f'touched: {name}' for name in trial.touched]
     if not fault.signs:
         alarms = [s for s in seen if s.source == 'event' and s.level >= Level.WARN]
         trial.problems += [f'alarm: {s.kind} {s.subject}: {s.text}' for s in alarms[:3]]
-    stored = graph.stored(before.position)
+    stored = graph.stored(before.position) if fault.harms else _all_stored(graph, before)
     if fault.harms:
         trial.lost_frames = _lost_in_repair(seen)
     else:
@@ -237,6 +237,16 @@ def _touched(graph: Graph, fault: Fault, before: _Before, seen: Sequence[Seen]) 
     fallen = [s.subject for s in seen if (s.source, s.kind) == ('heartbeat', 'not active')]
     failed = [s.subject for s in seen if (s.source, s.kind) == ('heartbeat', 'failures')]
     return touched + sorted({*fallen, *failed} - of_targets)
+
+
+def _all_stored(graph: Graph, before: _Before) -> Stored:
+    """Return what came into the journal, once what is still open has been sent again."""
+    end_s = time.monotonic() + ARRIVE_S
+    while holes((stored := graph.stored(before.position)).seqs, before.last_seq):
+        if time.monotonic() > end_s:
+            break
+        time.sleep(5 * TICK_S)
+    return stored
 
 
 def _count_losses(graph: Graph, trial: Trial, before: _Before, stored: Stored) -> None:

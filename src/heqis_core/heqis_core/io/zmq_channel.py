@@ -24,6 +24,10 @@ _SLICE_MS = 100
 """The longest that one call into libzmq waits before it looks whether the channel was closed."""
 HEARTBEAT_MS, SILENT_MS = 400, 1200
 """Who connects asks every HEARTBEAT_MS; each takes the other for dead after SILENT_MS."""
+ROOM = 8
+"""How many times `hwm` a socket that binds takes in. libzmq 4.3.5 ends the process when a queue
+that was full is read again after its connection has ended, if the peer had asked whether we live:
+so the queue must not fill before a peer gives up a connection on which nobody answers."""
 _OLDEST_PYZMQ = (26, 4)
 
 Socket = zmq.Socket[bytes]
@@ -36,9 +40,10 @@ class Channel:
     """One socket that binds or connects to one endpoint.
 
     No method raises once the channel stands: a send or receive that fails, or a closed channel,
-    answers False or None. Policy when the bound `hwm` is reached: the sender waits until its
-    timeout. Each call takes `lock`, but not `send` and `recv_into`: their callers have buffers of
-    their own to guard, and hold it already.
+    answers False or None. Policy when the bound `hwm` is reached (`ROOM` times that where messages
+    come in at a socket that binds): the sender waits until its timeout. Each call takes `lock`,
+    but not `send` and `recv_into`: their callers have buffers of their own to guard, and hold it
+    already.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class Channel:
         self._recv_into = self._socket.recv_into
         self.peers = PeerWatch(context, self._socket, bind)
         try:
-            self._configure(endpoint, hwm, max_message)
+            self._configure(endpoint, hwm, max_message, bind)
             if security is not None:
                 (secure_server if bind else secure_client)(self._socket, security)
             if bind:
@@ -139,10 +144,10 @@ class Channel:
             self.peers.close()
             self._socket.close(0)
 
-    def _configure(self, endpoint: str, hwm: int, max_message: int) -> None:
+    def _configure(self, endpoint: str, hwm: int, max_message: int, bind: bool) -> None:
         options = {
             zmq.SNDHWM: hwm,
-            zmq.RCVHWM: hwm,
+            zmq.RCVHWM: hwm * ROOM if bind else hwm,
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,  # queue for a peer that is there, never for one that may come
             zmq.MAXMSGSIZE: max_message,

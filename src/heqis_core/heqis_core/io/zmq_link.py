@@ -9,9 +9,10 @@
 Threads: each socket has a lock, so every method may be called from any thread, and two methods
 that use different sockets never wait for one another (`send`, `recv_decisions` and `serve`;
 `recv`, `send_decisions` and `request`). `close` may come from any thread and makes a waiting call
-return within a tenth of a second. Losses: each queue holds at most `hwm` messages and its policy
-is to block until the timeout; nothing is dropped by a standing connection. What a broken
-connection takes with it shows as `missing` on the other side.
+return within a tenth of a second. Losses: each queue holds at most `hwm` messages (`ROOM` times
+that where a socket binds and receives) and its policy is to block until the timeout; nothing is
+dropped by a standing connection. What a broken connection takes with it shows as `missing` on the
+other side.
 """
 
 from __future__ import annotations
