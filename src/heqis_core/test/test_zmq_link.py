@@ -604,7 +604,7 @@ compute.close()
 
 
 def test_peer_that_asks_and_ends_while_its_messages_wait_does_not_end_the_process() -> None:
-    """Three times `hwm`, as after a link that stood still; see `zmq_channel.ROOM`."""
+    """Three times `hwm`, as after a link that stood still; see `zmq_link.ROOM`."""
     done = subprocess.run(
         [sys.executable, '-c', ASKED], capture_output=True, text=True, timeout=60, check=False
     )

@@ -171,13 +171,12 @@ def _repair_journal(graph: Graph) -> None:
     graph.record.note('answer', REPAIRED, JOURNAL, json.dumps(found))
 
 
-def says_how_to_repair(graph: Graph, seen: Sequence[Seen], _: Stored) -> list[str]:
-    """Look for the damage among the events, and for the whole advice in the process's log."""
-    told = any('is damaged' in s.text for s in seen if s.kind == 'node_failed')
+def says_how_to_repair(graph: Graph, _: Sequence[Seen], __: Stored) -> list[str]:
+    """Look for the advice in the log of the process, once for each time that it was needed."""
     log = (graph.folder / 'log' / 'journal.log').read_text(encoding='utf-8')
-    if told and 'journal_repair' in log:
-        return []
-    return ['nothing said that the journal is damaged, and how to repair it']
+    needed = len(list(graph.folder.glob('*.damaged')))
+    told = log.count('journal_repair')
+    return [] if told >= needed else ['nothing said that the journal is damaged, and what to do']
 
 
 def names_port(graph: Graph, seen: Sequence[Seen], _: Stored) -> list[str]:

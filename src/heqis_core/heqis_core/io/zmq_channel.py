@@ -24,10 +24,6 @@ _SLICE_MS = 100
 """The longest that one call into libzmq waits before it looks whether the channel was closed."""
 HEARTBEAT_MS, SILENT_MS = 400, 1200
 """Who connects asks every HEARTBEAT_MS; each takes the other for dead after SILENT_MS."""
-ROOM = 8
-"""How many times `hwm` a socket that binds takes in. libzmq 4.3.5 ends the process when a queue
-that was full is read again after its connection has ended, if the peer had asked whether we live:
-so the queue must not fill before a peer gives up a connection on which nobody answers."""
 _OLDEST_PYZMQ = (26, 4)
 
 Socket = zmq.Socket[bytes]
@@ -40,10 +36,9 @@ class Channel:
     """One socket that binds or connects to one endpoint.
 
     No method raises once the channel stands: a send or receive that fails, or a closed channel,
-    answers False or None. Policy when the bound `hwm` is reached (`ROOM` times that where messages
-    come in at a socket that binds): the sender waits until its timeout. Each call takes `lock`,
-    but not `send` and `recv_into`: their callers have buffers of their own to guard, and hold it
-    already.
+    answers False or None. Policy when the bound `hwm` is reached: the sender waits until its
+    timeout. Each call takes `lock`, but not `send` and `recv_into`: their callers have buffers of
+    their own to guard, and hold it already.
     """
 
     def __init__(
@@ -56,9 +51,13 @@ class Channel:
         bind: bool,
         hwm: int,
         max_message: int,
+        room: int = 1,
         security: LinkSecurity | None = None,
     ) -> None:
-        """Open the socket; raise LinkError that names the endpoint and what to do."""
+        """Open the socket; raise LinkError that names the endpoint and what to do.
+
+        It holds `hwm` messages on their way out, and `room` times as many that have come in.
+        """
         if zmq.pyzmq_version_info() < _OLDEST_PYZMQ:
             raise LinkError(
                 f'{name}: pyzmq {zmq.pyzmq_version()} cannot receive into a buffer, 26.4 and '
@@ -77,7 +76,8 @@ class Channel:
         self._recv_into = self._socket.recv_into
         self.peers = PeerWatch(context, self._socket, bind)
         try:
-            self._configure(endpoint, hwm, max_message, bind)
+            self._configure(endpoint, hwm, max_message)
+            self._socket.setsockopt(zmq.RCVHWM, hwm * room)
             if security is not None:
                 (secure_server if bind else secure_client)(self._socket, security)
             if bind:
@@ -144,10 +144,9 @@ class Channel:
             self.peers.close()
             self._socket.close(0)
 
-    def _configure(self, endpoint: str, hwm: int, max_message: int, bind: bool) -> None:
+    def _configure(self, endpoint: str, hwm: int, max_message: int) -> None:
         options = {
             zmq.SNDHWM: hwm,
-            zmq.RCVHWM: hwm * ROOM if bind else hwm,
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,  # queue for a peer that is there, never for one that may come
             zmq.MAXMSGSIZE: max_message,
