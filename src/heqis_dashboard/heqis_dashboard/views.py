@@ -17,7 +17,7 @@ from heqis_dashboard.chart import clock_text, local_time
 from heqis_dashboard.marks import Mark
 
 SILENT_S = 1.0
-"""A node that was not heard for this long shows as lost: ten heartbeats."""
+"""A node that was not heard for this long shows as lost: five heartbeats."""
 GONE_S = 5.0
 """No node at all for this long: the graph has ended, or cannot be reached."""
 _PREFIX = 'heqis/'

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from heqis_ros.node import ManagedNode
 
 RATE_ENV = 'HEQIS_HEARTBEAT_HZ'
-DEFAULT_RATE_HZ = 10.0
+DEFAULT_RATE_HZ = 5.0
 LAST_BEATS = 3
 LAST_PERIOD_S = 0.02
 _RCL_ERRORS = (rclpy_implementation.RCLError, InvalidHandle)

@@ -33,9 +33,9 @@ def test_a_rate_that_makes_no_sense_is_refused(monkeypatch, text):
         rate_hz()
 
 
-def test_the_rate_is_10_hz_by_default(monkeypatch):
+def test_the_rate_is_5_hz_by_default(monkeypatch):
     monkeypatch.delenv('HEQIS_HEARTBEAT_HZ', raising=False)
-    assert rate_hz() == 10.0
+    assert rate_hz() == 5.0
     monkeypatch.setenv('HEQIS_HEARTBEAT_HZ', '2.5')
     assert rate_hz() == 2.5
 

@@ -170,7 +170,7 @@ SUPERVISOR = ParamTable(
         Param(
             'diagnostics_ms',
             int,
-            500,
+            1000,
             'Time between two diagnostics; a change of a level goes out at once.',
             unit='ms',
             minimum=50,
