@@ -30,9 +30,9 @@ from _ways import N_PORTS, Bypass, make_frame, make_keys, open_ways, tcp
 
 from heqis_core import wire
 from heqis_core.frame import FeatureFrame
+from heqis_core.io.fault_proxy import FaultProxy
 from heqis_core.io.zmq_link import GatewayLink
 from heqis_core.testing import free_port
-from heqis_core.testing_proxy import FaultProxy
 
 SYMBOLS = {'1 KB': 4, '16 KB': 108, '64 KB': 440}
 """Size of the frame on the wire, and how many symbols make it."""

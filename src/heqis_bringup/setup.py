@@ -38,7 +38,15 @@ setup(
         *files_of('launch'),
         *files_of('systemd'),
     ],
-    install_requires=['heqis_core', 'numpy>=1.26', 'psutil>=5.9', 'PyYAML>=5.4', 'rich>=13'],
+    install_requires=[
+        'heqis_core',
+        'msgspec>=0.18.6',
+        'numpy>=1.26',
+        'psutil>=5.9',
+        'PyYAML>=5.4',
+        'pyzmq>=26.4',
+        'rich>=13',
+    ],
     extras_require={'test': ['pytest']},
     zip_safe=False,
     entry_points={
@@ -47,6 +55,7 @@ setup(
         ],
         'heqis.commands': [
             'batch = heqis_bringup.batch:register',
+            'chaos = heqis_bringup.chaos.command:register',
             'demo = heqis_bringup.demo:register',
             'doctor = heqis_bringup.doctor:register',
             'keys = heqis_bringup.keys:register',

@@ -24,6 +24,7 @@ EXIT_INTERRUPTED = 130
 OFFERED_BY = {
     'up': ('heqis_bringup', 'start the nodes of a board, or of both'),
     'demo': ('heqis_bringup', 'train, start both boards and watch them work'),
+    'chaos': ('heqis_bringup', 'inject faults into a real graph and measure what comes of each'),
     'doctor': ('heqis_bringup', 'say what is installed, what would be used, what is missing'),
     'keys': ('heqis_bringup', 'make the CURVE key pair of a board'),
     'kill-switch': ('heqis_bringup', 'stop every signal at once, or let them go out again'),

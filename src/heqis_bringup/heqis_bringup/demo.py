@@ -23,9 +23,11 @@ from heqis_bringup import report as reports
 from heqis_bringup.ament import find_share
 from heqis_bringup.course import Course, expected_nodes
 from heqis_bringup.demo_setup import (
+    ENDPOINTS,
     DataChoice,
     can_show_page,
     choose_domain,
+    enter_domain,
     free_endpoints,
     page_port,
     train,
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 DURATION_S = 30.0
 """Of a run that nobody asked to last and that has no page to look at."""
 _PAGE = 'dashboard'
-ENDPOINTS = ('frames', 'decisions', 'requests', 'control')
 _ENGINES = ('onnxruntime', 'rknn', 'tensorrt')
 _TICK_S = 0.1
 _LIVE_S = 0.25
@@ -215,12 +216,7 @@ class _Demo:
         if duration_s is None and not self.page:
             duration_s = DURATION_S
         self.course = Course(expected_nodes(graph, started), duration_s)
-        # For the monitor in this process and for the processes alike.
-        os.environ['ROS_DOMAIN_ID'] = str(self.domain)
-        os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-        os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')
-        profile = Path(plan.values['config']) / 'fastdds.xml'
-        os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(profile))
+        enter_domain(self.domain, Path(plan.values['config']))
         return LaunchRunner(plan.processes, self.run_dir / 'log')
 
     def run(self, runner: LaunchRunner) -> dict[str, Any]:

@@ -29,6 +29,9 @@ SIMULATED_BARS = 1500
 PAGE_PORT = 8050
 """Where the page is if nothing else is."""
 
+ENDPOINTS = ('frames', 'decisions', 'requests', 'control')
+"""Launch arguments that name a socket between the boards."""
+
 _PORTS = range(20_000, 32_000)
 _DOMAINS = range(1, 102)
 _TICK_S = 0.2
@@ -147,6 +150,17 @@ def choose_domain(given: str | None) -> int:
     raise ConfigError(
         'every ROS domain from 1 to 101 is in use; end another graph, or give --domain'
     )
+
+
+def enter_domain(domain: int, config: Path) -> None:
+    """Set the environment of a ROS domain on this machine, for this process and its children.
+
+    `config` is the folder that holds fastdds.xml.
+    """
+    os.environ['ROS_DOMAIN_ID'] = str(domain)
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('FASTDDS_BUILTIN_TRANSPORTS', 'UDPv4')
+    os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(config / 'fastdds.xml'))
 
 
 def _can_bind(kind: socket.SocketKind, port: int) -> bool:

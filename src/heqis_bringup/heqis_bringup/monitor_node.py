@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ear of `heqis demo`: a plain rclpy node that keeps a `GraphState` up to date from topics."""
+"""The ear of `heqis demo` and `heqis chaos`: a plain rclpy node that hears a graph's topics."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _SAMPLE = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 class Monitor:
     """Listens in one namespace and one domain, in a thread and an rclpy context of its own."""
 
-    def __init__(self, namespace: str, domain_id: int) -> None:
-        """Start to listen."""
-        self.state = GraphState()
+    def __init__(self, namespace: str, domain_id: int, hear: GraphEars | None = None) -> None:
+        """Start to listen; what is heard goes to `hear`, from this thread."""
+        hear = hear or GraphEars(GraphState())
+        self.state = hear.state
         self._context = rclpy.Context()
         rclpy.init(
             args=[],  # the words of `heqis` are none of rcl's
@@ -35,13 +36,12 @@ class Monitor:
             signal_handler_options=SignalHandlerOptions.NO,
         )
         self._node = rclpy.create_node(
-            'demo_monitor',
+            'heqis_monitor',
             namespace=namespace,
             context=self._context,
             start_parameter_services=False,
             enable_rosout=False,
         )
-        hear = GraphEars(self.state)
         for kind, topic, profile, callback in (
             (Heartbeat, 'heartbeat', qos.HEARTBEAT, hear.heartbeat),
             (Decisions, 'decisions', _SAMPLE, hear.decisions),

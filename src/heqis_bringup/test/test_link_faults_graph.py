@@ -16,8 +16,8 @@ from heqis_bringup.testing_boards import (
     make_bundle,
     wait_for,
 )
+from heqis_core.io.fault_proxy import MILD, Fault, FaultProxy, seeded
 from heqis_core.testing import free_port
-from heqis_core.testing_proxy import MILD, Fault, FaultProxy, seeded
 
 pytestmark = [pytest.mark.graph, pytest.mark.timeout(120)]
 

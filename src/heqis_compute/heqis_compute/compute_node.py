@@ -46,7 +46,9 @@ from heqis_ros.process import run_process
 
 POLL_MS = 50
 SEND_TIMEOUT_MS = 200
-HOLD_POLL_S = 0.02
+HOLD_POLL_MS = 20
+KEPT_FRAMES = 128
+"""Frames that are kept while output is held; more than a gateway has open by far."""
 COUNTERS_PERIOD_S = 0.1
 LISTEN_PERIOD_S = 0.05
 SWAP_POLL_S = 0.1
@@ -184,18 +186,33 @@ class ComputeNode(ManagedNode):
         return link
 
     def _run(self, stop: threading.Event) -> None:
+        kept: dict[tuple[int, int], FeatureFrame] = {}
         while not stop.is_set():
             self._between.run()
             if self._held():
-                # Frames stay open at the gateway meanwhile: nothing is lost, nothing goes out.
                 self.set_counter('holding', 1)
-                stop.wait(HOLD_POLL_S)
+                self._keep(kept)
                 continue
             self.set_counter('holding', 0)
-            frame = self._link.recv(POLL_MS)
+            frame = kept.pop(next(iter(kept))) if kept else self._link.recv(POLL_MS)
             if frame is not None:
                 self._work(lambda judge, frame=frame: judge.on_frame(frame))
             self._ask_for_missing(stop)
+
+    def _keep(self, kept: dict[tuple[int, int], FeatureFrame]) -> None:
+        """Take the next frame and put it by: nothing is judged, nothing goes out.
+
+        The gateway keeps frames open, and sends them again and again, until their decisions are
+        durable. They must not fill the queue of the socket: libzmq 4.3.5 ends the process if it
+        takes up such a queue again after the connection behind it has ended.
+        """
+        frame = self._link.recv(HOLD_POLL_MS)
+        if frame is None:
+            return
+        if len(kept) < KEPT_FRAMES:
+            kept.setdefault((frame.epoch, frame.seq), frame)
+        elif (frame.epoch, frame.seq) not in kept:
+            self.count('held_dropped')  # it comes again
 
     def _ask_for_missing(self, stop: threading.Event) -> None:
         asked = None

@@ -214,3 +214,29 @@ def test_frames_are_answered_only_while_a_supervisor_is_heard(bundle):
         assert len(gateway.got) == 20, 'no decision while nobody watches'
         beat.create_timer(0.05, lambda: pub.publish(Heartbeat(process='supervisor')))
         gateway.receive(graph, 30)
+
+
+def test_while_output_is_held_frames_that_come_again_and_again_fill_no_queue(bundle):
+    """A queue that is full when its connection ends can end the process (libzmq 4.3.5)."""
+    ports = endpoints()
+    with (
+        compute(bundle=str(bundle), supervisor_lease_ms=60_000, **ports) as (graph, node),
+        closing(Gateway(bundle, ports)) as gateway,
+    ):
+        assert node.trigger_configure() == Result.SUCCESS
+        assert node.trigger_activate() == Result.SUCCESS
+        graph.spin_until(lambda: node.vitals.counters().get('holding') == 1)
+        for _ in range(16):
+            gateway.send(graph, range(20))
+        graph.spin_until(
+            lambda: node.vitals.counters().get('link_received') == 320, what='the socket is empty'
+        )
+        assert node.vitals.counters()['holding'] == 1
+        assert not gateway.got
+        beat = graph.add(Node('supervisor'))
+        pub = beat.create_publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
+        beat.create_timer(0.05, lambda: pub.publish(Heartbeat(process='supervisor')))
+        graph.spin_until(lambda: node.vitals.counters().get('holding') == 0)
+        gateway.receive(graph, 20)
+        assert sorted(gateway.got) == list(range(20))
+        assert node.vitals.counters().get('held_dropped', 0) == 0

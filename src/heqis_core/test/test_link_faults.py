@@ -21,6 +21,7 @@ from heqis_core.decider import Decider
 from heqis_core.decision import Decisions
 from heqis_core.frame import FeatureFrame
 from heqis_core.intake import Delivery, Intake
+from heqis_core.io.fault_proxy import MILD, Fault, FaultProxy, Plan, seeded
 from heqis_core.io.ort_engine import open_engine
 from heqis_core.io.zmq_link import ComputeLink, GatewayLink
 from heqis_core.io.zmq_security import LinkSecurity, write_keys
@@ -29,7 +30,6 @@ from heqis_core.ring import FrameRing
 from heqis_core.testing import free_port, wait_until
 from heqis_core.testing_bundle import write_test_bundle
 from heqis_core.testing_link import COLUMNS
-from heqis_core.testing_proxy import MILD, Fault, FaultProxy, Plan, seeded
 
 SYMBOLS, FRAMES, HARMED, IN_FLIGHT = 5, 120, 80, 16
 ENOUGH_S = 25

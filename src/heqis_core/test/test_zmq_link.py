@@ -542,7 +542,7 @@ from heqis_core.io.zmq_channel import HEARTBEAT_MS
 from heqis_core.io.zmq_link import ComputeLink, GatewayLink
 from heqis_core.testing import free_port
 from heqis_core.testing_link import make_frame
-from heqis_core.testing_proxy import FaultProxy
+from heqis_core.io.fault_proxy import FaultProxy
 
 endpoints = [f'tcp://127.0.0.1:{free_port()}' for _ in range(3)]
 compute, proxy = ComputeLink(*endpoints, hwm=2), FaultProxy(endpoints[0])
@@ -575,3 +575,37 @@ def test_connection_that_ends_while_its_frames_wait_unread_does_not_end_the_proc
     got, disconnects = map(int, done.stdout.split())
     assert got > 0
     assert disconnects > 0
+
+
+ASKED = """
+import socket, struct, sys, time
+from heqis_core.io.zmq_link import ComputeLink
+from heqis_core.testing import free_port
+
+port = free_port()
+compute = ComputeLink(f'tcp://127.0.0.1:{port}', *(f'tcp://127.0.0.1:{free_port()}' for _ in '12'))
+peer = socket.create_connection(('127.0.0.1', port))
+peer.sendall(b'\\xff' + bytes(8) + b'\\x7f\\x03\\x00NULL' + bytes(48))
+greeting = b''
+while len(greeting) < 64:
+    greeting += peer.recv(64 - len(greeting))
+ready = b'\\x05READY\\x0bSocket-Type' + struct.pack('>I', 4) + b'PUSH'
+peer.sendall(bytes([4, len(ready)]) + ready)
+ping = b'\\x04PING' + struct.pack('>H', 12)
+peer.sendall((bytes([0, 9]) + b'no frame.' + bytes([4, len(ping)]) + ping) * 200)
+time.sleep(0.5)  # nothing is to be seen meanwhile: nobody reads
+peer.close()
+time.sleep(0.5)
+while compute.counters['bad'] < 200:
+    compute.recv(100)
+print('survived')
+compute.close()
+"""
+
+
+def test_peer_that_asks_and_ends_while_its_messages_wait_does_not_end_the_process() -> None:
+    """Three times `hwm`, as after a link that stood still; see `zmq_link.ROOM`."""
+    done = subprocess.run(
+        [sys.executable, '-c', ASKED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == 'survived\n', done.stderr

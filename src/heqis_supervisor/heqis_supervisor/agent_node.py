@@ -16,6 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition as LifecycleTransition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.client import Client
@@ -23,11 +24,13 @@ from rclpy.client import Client
 from heqis_core.control import (
     GOAL,
     Beats,
+    Event,
     FromAgent,
     FromSupervisor,
     Hello,
     Kill,
     KillSilent,
+    Level,
     Overview,
     ProcessBeat,
     Reboot,
@@ -39,9 +42,10 @@ from heqis_core.errors import ResetError, WireError
 from heqis_core.io.control_link import AgentLink
 from heqis_core.io.notify import Notifier
 from heqis_core.io.zmq_security import optional_security
+from heqis_msgs.msg import Event as EventMsg
 from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos, vitals
-from heqis_ros.convert_health import beat_to_msg, msg_to_beat
+from heqis_ros.convert_health import beat_to_msg, event_to_msg, msg_to_beat
 from heqis_ros.ears import Ears
 from heqis_ros.node import ManagedNode
 from heqis_ros.process import run_process
@@ -50,6 +54,7 @@ from heqis_supervisor.params import AGENT
 from heqis_supervisor.pulse import Pulse
 from heqis_supervisor.reset.drivers import CommandDriver
 from heqis_supervisor.reset.rules import reboot_command
+from heqis_supervisor.supervisor_watch import SupervisorWatch
 
 POLL_MS = 50
 BUSY_POLL_MS = 10
@@ -57,6 +62,9 @@ BUSY_POLL_MS = 10
 HELLO_S = 1.0
 LOOK_S = 0.2
 """How soon an order to reboot is seen."""
+TELL_S = 0.5
+"""Between two diagnostics of a supervisor that is silent, as it would send them itself."""
+SILENT = 'nobody watches the graph; the compute boards hold their output'
 HEARD_S = 0.5
 """The supervisor's heartbeat counts as heard on this board for so long."""
 _IDS = {
@@ -115,9 +123,12 @@ class AgentNode(ManagedNode):
         self._asked: deque[Transit] = deque()
         self._orders: list[_Order] = []
         self._changers: dict[str, _Changer] = {}
-        self._heard_s = float('-inf')
+        self._heard_s = self._told_s = float('-inf')
         self._repeated: deque[tuple[int, int]] = deque(maxlen=256)
         self._heartbeat = self.publisher(Heartbeat, 'heartbeat', qos.HEARTBEAT)
+        self._events = self.publisher(EventMsg, 'events', qos.EVENTS)
+        self._diagnostics = self.publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
+        self._supervisor = SupervisorWatch()
         self._ears = Ears(
             self, lambda board, process: board == self.board or process == 'supervisor'
         )
@@ -166,6 +177,38 @@ class AgentNode(ManagedNode):
             busy = self._asked or self._orders
             for message in self._link.poll(BUSY_POLL_MS if busy else POLL_MS):
                 self._obey(message)
+            self._look_for_supervisor()
+
+    def _look_for_supervisor(self) -> None:
+        """Say of a supervisor on this board what nobody else can: that it is silent, or back."""
+        now_s = time.monotonic()
+        changed, watch = self._supervisor.look(now_s), self._supervisor
+        if changed:
+            kind = 'supervisor_lost' if watch.lost else 'supervisor_back'
+            text = SILENT if watch.lost else 'speaks again'
+            level = Level.ERROR if watch.lost else Level.INFO
+            self.get_logger().warning(f'{kind}: {text}')
+            subject = f'{self.board}/supervisor'
+            event = Event(time.time_ns(), level, self.get_name(), kind, subject, text)
+            self.publish(self._events, event_to_msg(event))
+        if watch.lost and (changed or now_s - self._told_s >= TELL_S):
+            self._told_s = now_s
+            self._tell_silence(watch.silent_s)
+
+    def _tell_silence(self, silent_s: float) -> None:
+        """Put the supervisor's place on /diagnostics right; once it is back, it does so itself."""
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        message.status = [
+            DiagnosticStatus(
+                level=DiagnosticStatus.ERROR,
+                name=name,
+                message=f'lost: silent for {silent_s:.1f} s: {SILENT}',
+                hardware_id=self.board,
+            )
+            for name in ('heqis/graph', f'heqis/process/{self.board}/supervisor')
+        ]
+        self.publish(self._diagnostics, message)
 
     def _hand_on(self, messages: list[Heartbeat]) -> None:
         beats = []
@@ -179,6 +222,8 @@ class AgentNode(ManagedNode):
             direct = (beat.start_id, beat.count) not in self._repeated
             if beat.process == 'supervisor' and direct:
                 self._heard_s = time.monotonic()
+                if beat.board == self.board:
+                    self._supervisor.heard()
             beats.append(self._watched.take(beat))
         if mine := tuple(beat for beat in beats if beat is not None):
             self._send(Beats(self.board, self.start_id, mine))

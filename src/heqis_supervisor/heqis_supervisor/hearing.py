@@ -25,8 +25,8 @@ from heqis_supervisor.rules import ProcessRule, Rules
 
 GAP_S = 0.3
 """A supervisor or agent that was away for longer than this: nobody else was silent then."""
-AGENT_LEASE_S = 1.5
-"""Silence of an agent until its board counts as out of reach."""
+AGENT_LEASE_S = 0.8
+"""Silence of an agent until its board counts as out of reach: as of a process by default."""
 FIND_S = 6.0
 """Time for a new agent to find the processes of its board."""
 SETTLE_S = 1.0

@@ -44,7 +44,7 @@ from heqis_supervisor.watchdog_device import WatchdogDevice
 
 _T = TypeVar('_T')
 LOOK_S = 0.1
-"""How soon a change of health shows."""
+"""How soon a change of health shows that no event has told of; one that has shows at once."""
 _LEVELS = {
     Level.INFO: DiagnosticStatus.OK,
     Level.WARN: DiagnosticStatus.WARN,
@@ -116,13 +116,14 @@ class SupervisorNode(ManagedNode):
         self._told_s = looked_s = float('-inf')
         self._levels: list[Level] = []
         self._unsent: list[int] = []
+        self._noted = False
         while not stop.is_set():
             state = self._turn(state, self._gather(stop))
             for beat in self._ears.take():
                 if beat.start_id == self.start_id:
                     self._link.broadcast(Overview(msg_to_beat(beat)))
             self._pulse.beat(self.vitals.spin_count)
-            if state.time_s - looked_s >= LOOK_S:
+            if self._noted or state.time_s - looked_s >= LOOK_S:
                 looked_s = state.time_s
                 self._look(state)
 
@@ -159,6 +160,7 @@ class SupervisorNode(ManagedNode):
         self._state = state
         if self._reset is not None:
             self._reset.put(state.resets, tuple(a for a in actions if isinstance(a, Reset)))
+        self._noted = any(isinstance(action, Note) for action in actions)
         for action in actions:
             if isinstance(action, Note):
                 self._note(action)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 
@@ -28,6 +29,7 @@ from heqis_core.control import (
 from heqis_core.errors import LinkError
 from heqis_core.io.control_link import SupervisorLink
 from heqis_core.testing import free_port
+from heqis_msgs.msg import Event as EventMsg
 from heqis_msgs.msg import Heartbeat
 from heqis_ros import qos, vitals
 from heqis_ros.node import ManagedNode
@@ -284,3 +286,26 @@ def test_a_command_that_cannot_be_run_is_named_before_anything_starts(
         agent = graph.add(AgentNode())
         assert agent.trigger_configure() == TransitionCallbackReturn.FAILURE
         assert text in agent.vitals.failure
+
+
+def test_a_silent_supervisor_of_its_board_is_told_as_an_event_and_on_diagnostics(bench) -> None:
+    """The supervisor cannot say that itself; one of another board is not this agent's affair."""
+    node = bench.graph.add(Node('listener'))
+    events: list[EventMsg] = []
+    told: list[DiagnosticArray] = []
+    node.create_subscription(EventMsg, 'events', events.append, qos.EVENTS)
+    node.create_subscription(DiagnosticArray, '/diagnostics', told.append, qos.DIAGNOSTICS)
+    bench.until(lambda: bench.agent._events.get_subscription_count() == 1)
+    bench.until(lambda: bench.agent._diagnostics.get_subscription_count() == 1)
+    bench.beat.publish(Heartbeat(board='gateway', process='supervisor', start_id=70, count=1))
+    bench.graph.spin_for(1.2)
+    assert (events, told) == ([], [])
+    own = Heartbeat(board='compute', process='supervisor', start_id=77, count=1)
+    bench.beat.publish(own)
+    bench.until(lambda: len(events) == 1 and len(told) >= 2, 'it is missed')
+    assert (events[0].kind, events[0].subject) == ('supervisor_lost', 'compute/supervisor')
+    said = {status.name: status.level for message in told for status in message.status}
+    assert said == dict.fromkeys(('heqis/graph', 'heqis/process/compute/supervisor'), b'\x02')
+    own.count = 2
+    bench.beat.publish(own)
+    bench.until(lambda: any(event.kind == 'supervisor_back' for event in events))

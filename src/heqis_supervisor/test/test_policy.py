@@ -531,9 +531,9 @@ def test_starts_that_never_speak_are_given_up_until_a_person_says_so(
 
 def test_an_order_to_look_that_no_agent_took_is_given_again(world) -> None:
     world.processes['compute/compute'].stopped = True
-    world.run(14)
+    world.run(14.6)
     world.cut.add('compute')
-    world.run(1.3)
+    world.run(0.7)
     searches = [c for _, c in world.commands if isinstance(c.message, KillSilent)]
     assert searches
     world.cut.clear()

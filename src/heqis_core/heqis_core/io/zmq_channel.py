@@ -51,9 +51,13 @@ class Channel:
         bind: bool,
         hwm: int,
         max_message: int,
+        room: int = 1,
         security: LinkSecurity | None = None,
     ) -> None:
-        """Open the socket; raise LinkError that names the endpoint and what to do."""
+        """Open the socket; raise LinkError that names the endpoint and what to do.
+
+        It holds `hwm` messages on their way out, and `room` times as many that have come in.
+        """
         if zmq.pyzmq_version_info() < _OLDEST_PYZMQ:
             raise LinkError(
                 f'{name}: pyzmq {zmq.pyzmq_version()} cannot receive into a buffer, 26.4 and '
@@ -73,6 +77,7 @@ class Channel:
         self.peers = PeerWatch(context, self._socket, bind)
         try:
             self._configure(endpoint, hwm, max_message)
+            self._socket.setsockopt(zmq.RCVHWM, hwm * room)
             if security is not None:
                 (secure_server if bind else secure_client)(self._socket, security)
             if bind:
@@ -142,7 +147,6 @@ class Channel:
     def _configure(self, endpoint: str, hwm: int, max_message: int) -> None:
         options = {
             zmq.SNDHWM: hwm,
-            zmq.RCVHWM: hwm,
             zmq.LINGER: 0,
             zmq.IMMEDIATE: 1,  # queue for a peer that is there, never for one that may come
             zmq.MAXMSGSIZE: max_message,

@@ -9,9 +9,10 @@
 Threads: each socket has a lock, so every method may be called from any thread, and two methods
 that use different sockets never wait for one another (`send`, `recv_decisions` and `serve`;
 `recv`, `send_decisions` and `request`). `close` may come from any thread and makes a waiting call
-return within a tenth of a second. Losses: each queue holds at most `hwm` messages and its policy
-is to block until the timeout; nothing is dropped by a standing connection. What a broken
-connection takes with it shows as `missing` on the other side.
+return within a tenth of a second. Losses: each queue holds at most `hwm` messages (`ROOM` times
+that where a socket binds and receives) and its policy is to block until the timeout; nothing is
+dropped by a standing connection. What a broken connection takes with it shows as `missing` on the
+other side.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ from heqis_core.io.zmq_security import AllowList, LinkSecurity, check_endpoints
 from heqis_core.link import MissedReply, MissedRequest
 
 OnError = Callable[[str], None]
+ROOM = 8
+"""How many times `hwm` a socket that binds takes in. libzmq 4.3.5 ends the process when a queue
+that was full is read again after its connection has ended, if the peer had asked whether we live:
+so the queue must not fill before a peer gives up a connection on which nobody answers."""
 _SENT, _RECEIVED = int(Stage.SENT), int(Stage.RECEIVED)
 _REQUEST_BYTES = 4096
 _REPLY_BYTES = 1 << 26
@@ -100,6 +105,7 @@ class _End:
             channel = Channel(
                 self._context, kind, endpoint,
                 name=name, bind=bind, hwm=hwm, security=self._security, max_message=max_message,
+                room=ROOM if bind else 1,
             )  # fmt: skip
         except LinkError:
             self.close()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TCP proxy on loopback that harms what ZeroMQ peers say to each other, for tests of the links.
+"""A TCP proxy on loopback that harms what ZeroMQ peers say to each other.
 
 It reads just enough ZMTP 3 (https://rfc.zeromq.org/spec/23) to act on whole messages; greeting and
-commands (handshake, heartbeats) pass as they are. Nothing outside a test imports this.
+commands (handshake, heartbeats) pass as they are. Tests
+and `heqis chaos` put it between the boards; no part of a graph imports it.
 """
 
 from __future__ import annotations
