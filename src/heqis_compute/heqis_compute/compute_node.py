@@ -394,7 +394,9 @@ class ComputeNode(ManagedNode):
         self.tell_fault(self._link.last_error, 'link')
         self.tell_fault(judge.foreign_text, 'frames')
         if judge.foreign_text:
-            self.set_info(judge.foreign_text)
+            self.set_info(judge.foreign_text, degraded=True)
+        elif self.vitals.degraded:
+            self._show_served()
 
 
 def main() -> int:

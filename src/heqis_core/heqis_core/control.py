@@ -91,6 +91,7 @@ class NodeBeat(msgspec.Struct, frozen=True):
     counters: dict[str, int] = {}
     stages_us: dict[str, int] = {}
     info: str = ''
+    degraded: bool = False
 
 
 class ProcessBeat(msgspec.Struct, frozen=True):

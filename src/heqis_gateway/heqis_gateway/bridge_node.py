@@ -134,7 +134,7 @@ class BridgeNode(ManagedNode):
             self._tell(Level.INFO, 'board_back', board, 'it answers in time again')
         self._away = away
         missing = f'; away: {", ".join(sorted(away))}' if away else ''
-        self.set_info(self._where + missing)
+        self.set_info(self._where + missing, degraded=bool(away))
 
     def _tell(self, level: Level, kind: str, board: str, text: str) -> None:
         text = f'board {board}: {text}'

@@ -238,7 +238,8 @@ class GatewayNode(ManagedNode):
             + (
                 '; '.join(f'{name} gives nothing: {text}' for name, text in problems.items())
                 or 'all sources run'
-            )
+            ),
+            degraded=bool(problems),
         )
 
 

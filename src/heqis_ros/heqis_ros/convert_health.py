@@ -36,6 +36,7 @@ def _msg_to_node_beat(node: m.NodeStatus) -> NodeBeat:
         counters=_pairs(node, 'counter_names', 'counter_values'),
         stages_us=_pairs(node, 'stage_names', 'stage_last_us'),
         info=node.info,
+        degraded=node.degraded,
     )
 
 
@@ -67,7 +68,7 @@ def beat_to_msg(beat: ProcessBeat) -> m.Heartbeat:
 
 def _node_beat_to_msg(node: NodeBeat) -> m.NodeStatus:
     result = m.NodeStatus()
-    for field in ('name', 'state', 'spin_count', 'progress', 'pending', 'info'):
+    for field in ('name', 'state', 'spin_count', 'progress', 'pending', 'info', 'degraded'):
         setattr(result, field, getattr(node, field))
     result.counter_names = list(node.counters)
     result.counter_values = array('Q', node.counters.values())

@@ -109,9 +109,14 @@ class ManagedNode(GatedNode):
         """Say how long a stage took last, microseconds; any thread."""
         self.vitals.set_stage(name, us)
 
-    def set_info(self, text: str) -> None:
-        """Say one short line for people; a failure hides it until the node is ACTIVE again."""
+    def set_info(self, text: str, *, degraded: bool = False) -> None:
+        """Say one short line for people; a failure hides it until the node is ACTIVE again.
+
+        `degraded`: the node works, but not as it should, and the line says why; WARN on
+        /diagnostics.
+        """
         self.vitals.info = str(text)
+        self.vitals.degraded = degraded
 
     def tell_fault(self, text: str, about: str = '') -> None:
         """Log the state of something, told again and again: a fault, or empty for none.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from heqis_msgs.msg import NodeStatus
 
-MAX_INFO = 200
+MAX_INFO = 400
 """Longest `info` that a heartbeat carries, in characters."""
 
 
@@ -58,6 +58,7 @@ class Vitals:
         self.progress = 0
         self.pending = 0
         self.info = ''
+        self.degraded = False
         self.failure = ''
 
     def count(self, name: str, n: int = 1) -> None:
@@ -97,3 +98,4 @@ class Vitals:
         status.stage_names = list(stages)
         status.stage_last_us = array('Q', map(_uint64, stages.values()))
         status.info = (self.failure or self.info)[:MAX_INFO]
+        status.degraded = self.degraded

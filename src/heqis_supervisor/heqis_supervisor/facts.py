@@ -112,7 +112,7 @@ class NodeMind:
         since_s: since when.
         spin_count, spin_moved_s: proof that its executor runs, and when it last moved.
         progress, progress_moved_s: work done, and when it last moved or nothing was pending.
-        pending, info: as it says.
+        pending, info, degraded: as it says.
         running: the transition in flight.
         asks, asking_s: how often it was asked for without a sign that it began, and since when.
         expect, expect_by_s: state that the last transition must show by then.
@@ -133,6 +133,7 @@ class NodeMind:
     progress_moved_s: float = 0.0
     pending: int = 0
     info: str = ''
+    degraded: bool = False
     running: Running | None = None
     asks: int = 0
     asking_s: float = 0.0

@@ -142,7 +142,7 @@ def _judge(
 ) -> tuple[Level, str]:
     well = mind.state == NodeState.ACTIVE and mind.step == Step.NONE
     if well and not causes:
-        return Level.INFO, mind.info or 'active'
+        return Level.WARN if mind.degraded else Level.INFO, mind.info or 'active'
     if well:
         return Level.INFO, f'active, but {", ".join(causes)} is not well'
     if causes and mind.step == Step.WARN:

@@ -233,6 +233,7 @@ class Turn:
             progress_moved_s=self.now if worked else mind.progress_moved_s,
             pending=beat.pending,
             info=beat.info,
+            degraded=beat.degraded,
         )
         try:
             state = NodeState(beat.state)

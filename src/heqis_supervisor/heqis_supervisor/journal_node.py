@@ -89,7 +89,7 @@ class JournalNode(ManagedNode):
         if self._retention is not None:
             self.set_counter('archived_frames', self._retention.archived)
             trouble = trouble or self._retention.error
-        self.set_info(trouble or _from_here(self.params.path))
+        self.set_info(trouble or _from_here(self.params.path), degraded=bool(trouble))
 
 
 def _from_here(path: str) -> str:

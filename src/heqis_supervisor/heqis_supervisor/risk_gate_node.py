@@ -251,7 +251,7 @@ class RiskGateNode(ManagedNode):
         stopped = f'kill switch {self._switch.text()}' if origins else ''
         waits = 'decisions wait: the supervisor is silent' if self._alone else ''
         trouble = '; '.join(filter(None, (stopped, waits, self._store.error)))
-        self.set_info(trouble or f'{self.params.clock} clock')
+        self.set_info(trouble or f'{self.params.clock} clock', degraded=bool(trouble))
 
     def _report_bounds(self) -> None:
         self.set_counter('positions', self._bounds.positions)

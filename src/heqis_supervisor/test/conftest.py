@@ -55,6 +55,7 @@ class SimNode:
     spin: int = 0
     progress: int = 0
     pending: int = 0
+    degraded: bool = False
     info: str = ''
     counters: dict[str, int] = field(default_factory=dict)
 
@@ -251,7 +252,11 @@ class World:
     def _process_beat(self, process: SimProcess) -> ProcessBeat:
         board, _, name = process.key.partition('/')
         nodes = tuple(
-            NodeBeat(n.name, int(n.state), n.spin, n.progress, n.pending, n.counters, info=n.info)
+            NodeBeat(
+                *(n.name, int(n.state), n.spin, n.progress, n.pending, n.counters),
+                info=n.info,
+                degraded=n.degraded,
+            )
             for n in process.nodes
         )
         return ProcessBeat(

@@ -81,6 +81,19 @@ def test_a_fault_is_never_ok_and_shows_in_time(world, fault: str) -> None:
         assert parts(world)['node/compute'].level != Level.INFO
 
 
+def test_an_active_node_that_does_not_work_as_it_should_is_a_warning_with_its_own_words(
+    world,
+) -> None:
+    up(world)
+    gate = world.node('risk_gate')
+    gate.degraded, gate.info = True, 'disk is full'
+    took = world.run_until(lambda: parts(world)['node/risk_gate'].level == Level.WARN, 5)
+    assert took < 1.0
+    assert parts(world)['node/risk_gate'].message == 'disk is full'
+    gate.degraded, gate.info = False, ''
+    world.run_until(lambda: parts(world)['node/risk_gate'].level == Level.INFO, 5)
+
+
 def test_whoever_waits_names_the_root_and_not_the_middle(world) -> None:
     world.refuse['bridge', Transition.CONFIGURE] = 100
     world.run(5)

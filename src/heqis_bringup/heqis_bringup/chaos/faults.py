@@ -146,6 +146,7 @@ def _table() -> tuple[Fault, ...]:
             plain,
             do.fill_disk,
             (('heartbeat', 'commit_errors', 'risk_gate'),),
+            ('node/risk_gate',),
             hold_s=HELD_S,
         ),
         Fault(
