@@ -442,6 +442,24 @@ def test_repair_saves_what_can_be_read_and_sends_nothing_again(
     assert 'exists already' in capsys.readouterr().err
 
 
+def test_a_repair_that_cannot_read_the_kill_switch_engages_it(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Journal.open(path) as journal:
+        journal.commit([make_frame(i) for i in range(3)])
+        journal.set_meta('kill_switch', 'cleared')
+    with sqlite3.connect(path) as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'meta'").fetchone()
+    data = bytearray(path.read_bytes())
+    data[4096 * (page - 1) : 4096 * page] = bytes(4096)
+    path.write_bytes(data)
+    assert repair_main([str(path)]) == 0
+    assert 'the kill switch is engaged' in capsys.readouterr().out
+    with Journal.open(f'{path}.repaired') as journal:
+        assert len(list(journal.frames())) == 3
+        assert journal.get_meta('kill_switch') == 'lost in a repair'
+
+
 def test_a_changed_byte_in_a_packed_row_is_found_when_it_is_read(path: Path) -> None:
     with Journal.open(path) as journal:
         journal.commit([make_frame(0)])

@@ -21,6 +21,7 @@ from rclpy.duration import Duration
 from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions
 from heqis_core.errors import JournalError, WireError
+from heqis_core.io import journal_format as fmt
 from heqis_msgs import msg as m
 from heqis_msgs import srv
 from heqis_ros import qos
@@ -55,7 +56,7 @@ SETTLE_S = 0.2
 """A publisher knows a reader a moment before that reader knows it."""
 ACK_WAIT = Duration(nanoseconds=20_000_000)
 """Readers acknowledge some 5 ms after the last message."""
-_KEPT_AS = {Origin.SERVICE: 'kill_switch', Origin.FILE: 'kill_file'}
+_KEPT_AS = {Origin.SERVICE: fmt.KILL_SWITCH, Origin.FILE: 'kill_file'}
 """Names of the switch's words in the journal."""
 _STOPPED = GateState(kill_switch=True)
 _NAMED = 8

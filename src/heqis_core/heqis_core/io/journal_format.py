@@ -48,6 +48,8 @@ _NONE, _BUY = np.uint8(int(Action.NONE)), np.uint8(int(Action.BUY))
 
 ARCHIVED = {'frames': 'archived_frames', 'events': 'archived_events'}
 """Keys of `meta`: the last row of a table that is in the archive."""
+KILL_SWITCH = 'kill_switch'
+"""Key of `meta` with the risk gate's kill switch; what it cannot read there counts as engaged."""
 OWN_META = ('published', 'conflicts', 'name', 'floors', *ARCHIVED.values())
 """Keys of `meta` that the journal keeps for itself."""
 

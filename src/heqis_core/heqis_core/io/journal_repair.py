@@ -4,7 +4,8 @@
 Every frame whose row stands in a leaf that can be read and whose checksum holds, wherever the tree
 above it is damaged, events, holdings and named texts (the kill switch) go into a new journal; the
 damaged file is only read. Predictions are left behind: they can be made again. Saved frames count
-as published: a repair never sends an old signal once more.
+as published: a repair never sends an old signal once more. Where the named texts cannot be read
+the kill switch is engaged.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from heqis_core.control import Event, Level
 from heqis_core.decision import Decisions
 from heqis_core.errors import HeqisError, JournalError
+from heqis_core.io import journal_format as fmt
 from heqis_core.io.journal import Journal
 from heqis_core.io.journal_reader import JournalReader
 from heqis_core.io.journal_salvage import Pages, Place
@@ -116,7 +118,9 @@ class _Damaged(JournalReader):
 
 
 def repair(source: Path | str, target: Path | str) -> dict[str, tuple[int, int]]:
-    """Write what can be read into a new journal; return (saved, lost) of frames and events.
+    """Write what can be read into a new journal; return (saved, lost) of frames, events and texts.
+
+    Of the named texts either all can be read, or 1 counts as lost.
 
     Raises JournalError if the new file exists already, nothing of the old one can be read, or
     there is no room for a copy beside it.
@@ -157,13 +161,17 @@ def _save(damaged: _Damaged, target: Path) -> dict[str, tuple[int, int]]:
         # The signals that moved them may be among what was lost, or in the archive.
         for held in _readable(lambda: [damaged.holdings()]):
             journal.set_holdings(held)
-        for key, value in _readable(damaged.named):
+        named = next(iter(_readable(lambda: [damaged.named()])), None)
+        # Perhaps a person had engaged it: better one who clears it than none who is asked.
+        lost = [(fmt.KILL_SWITCH, 'lost in a repair')]
+        for key, value in lost if named is None else named:
             journal.set_meta(key, value)
         journal.mark_published()
     last_event = max((n for (n,) in _readable(_last_event, damaged)), default=n_events)
     return {
         'frames': (n_frames, max(0, damaged.last_frame() - n_frames)),
         'events': (n_events, max(0, last_event - n_events)),
+        'named texts': (len(named or ()), int(named is None)),
     }
 
 
@@ -192,8 +200,11 @@ def main(argv: list[str] | None = None) -> int:
     path = parser.parse_args(argv).path
     target = path.with_name(f'{path.name}.repaired')
     try:
-        for name, (saved, lost) in repair(path, target).items():
+        done = repair(path, target)
+        for name, (saved, lost) in done.items():
             print(f'{name}: {saved} saved, {lost} lost, dropped or trimmed')
+        if done['named texts'][1]:
+            print('the kill switch is engaged, for what it was is lost: heqis kill-switch off')
     except HeqisError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
