@@ -387,3 +387,18 @@ def test_faults_of_a_real_graph_are_noticed_lose_nothing_and_touch_nobody_else(
     assert {row['fault'] for row in found['rows']} == set(names)
     assert found['rows'][0]['by'].startswith('event process_')
     assert done.returncode == (0 if found['passed'] else 1)
+
+
+@pytest.mark.graph
+@pytest.mark.timeout(150)
+def test_a_short_time_of_full_load_without_a_fault_raises_no_alarm(
+    bundle: Path, tmp_path: Path
+) -> None:
+    done = heqis(
+        *('chaos', '--soak', 0.2, '--bundle', bundle, '--symbols', SYMBOLS, '--seed', SEED),
+        *('--run-dir', tmp_path / 'run', '--json', tmp_path / 'soak.json'),
+    )
+    found = json.loads((tmp_path / 'soak.json').read_text())
+    assert found['frames'] > 100, done.stdout
+    assert found['said'] == [], done.stdout
+    assert done.returncode == 0
